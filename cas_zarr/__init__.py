@@ -1,0 +1,1 @@
+"""Git for arrays, on IPFS: a content-addressable chunk store for Zarr on IPLD."""

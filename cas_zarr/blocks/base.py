@@ -1,0 +1,217 @@
+"""The contract of a block store: a place that holds blocks under their CIDs.
+
+A backend implements the underscored methods. What the public ones promise is kept here, once:
+bytes that leave `get`, `get_many`, `get_range` or `read_into` hash to the CID that was asked for.
+Blocks are found by their multihash, so the codec in a CID does not matter for finding one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Self, final
+
+from cas_zarr.cid import (
+    DIGEST_SIZE,
+    BytesLike,
+    CidBytes,
+    CidLike,
+    as_cid_bytes,
+    format_cid,
+    hash_of,
+)
+from cas_zarr.errors import (
+    BlockNotFoundError,
+    CorruptBlockError,
+    InvalidArgumentError,
+    LimitError,
+    ReadOnlyError,
+)
+from cas_zarr.parallel import map_ordered
+
+__all__ = ["MAX_BLOCK_SIZE", "BlockStore"]
+
+MAX_BLOCK_SIZE = 2 * 1024 * 1024
+"""Largest block that is read or written, in bytes: peers of IPFS refuse more."""
+
+
+class BlockStore(ABC):
+    """A place that holds blocks.
+
+    Attributes
+    ----------
+    read_only : bool
+        Whether `put` and `delete` are refused.
+    """
+
+    read_only: bool = False
+
+    # -- what a backend provides ------------------------------------------------------------
+
+    @abstractmethod
+    def _read(self, cid: CidBytes) -> BytesLike | None:
+        """Return the bytes held under the multihash of `cid`, unverified, or None."""
+
+    @abstractmethod
+    def _write(self, cid: CidBytes, data: BytesLike) -> None:
+        """Hold `data`. It is copied or written before this returns."""
+
+    @abstractmethod
+    def _has(self, cid: CidBytes) -> bool:
+        """Tell whether the block is held."""
+
+    @abstractmethod
+    def _size(self, cid: CidBytes) -> int | None:
+        """Return the number of bytes of the block, or None."""
+
+    @abstractmethod
+    def _delete(self, cid: CidBytes) -> None:
+        """Forget the block, if it is held."""
+
+    @abstractmethod
+    def list(self) -> Iterator[CidBytes]:
+        """Yield the CID of every block that is held, in no order, each multihash once."""
+
+    @property
+    @abstractmethod
+    def location(self) -> str:
+        """Where the blocks are, in words, for messages."""
+
+    def _read_into(self, cid: CidBytes, out: memoryview) -> bool:
+        """Fill `out` with the unverified block, which has its length; False if not held."""
+        data = self._read(cid)
+        if data is None:
+            return False
+        if len(data) != len(out):
+            raise CorruptBlockError(
+                f"block {format_cid(cid)} in {self.location} has {len(data)} bytes where "
+                f"{len(out)} were expected; run verify, and fetch it again from elsewhere"
+            )
+        out[:] = data
+        return True
+
+    # -- what users call --------------------------------------------------------------------
+
+    @final
+    def get(self, cid: CidLike) -> bytes:
+        """Return the bytes of a block, verified.
+
+        Raises
+        ------
+        BlockNotFoundError
+            If it is not held.
+        CorruptBlockError
+            If what is held does not hash to `cid`.
+        """
+        key = cid if type(cid) is bytes else as_cid_bytes(cid)
+        data = self._read(CidBytes(key))
+        if data is None:
+            raise self._not_found(CidBytes(key))
+        if hash_of(CidBytes(key)).digest(data) != key[-DIGEST_SIZE:]:
+            raise self._corrupt(CidBytes(key))
+        return data if type(data) is bytes else bytes(data)
+
+    def get_many(self, cids: Sequence[CidLike]) -> list[bytes]:
+        """Return the bytes of many blocks, in order, each verified, read in parallel."""
+        return map_ordered(self.get, cids)
+
+    @final
+    def get_range(self, cid: CidLike, start: int, stop: int) -> bytes:
+        """Return bytes `start` to `stop` of a block; the whole block is read and verified."""
+        if start < 0 or stop < start:
+            raise InvalidArgumentError(f"{start}:{stop} is no range of bytes")
+        return self.get(cid)[start:stop]
+
+    @final
+    def read_into(self, cid: CidLike, out: memoryview) -> None:
+        """Fill `out` with a block of exactly its length, verified.
+
+        When this raises, the content of `out` is undefined and must not be used.
+        """
+        key = CidBytes(cid) if type(cid) is bytes else as_cid_bytes(cid)
+        if not self._read_into(key, out):
+            raise self._not_found(key)
+        if hash_of(key).digest(out) != key[-DIGEST_SIZE:]:
+            raise self._corrupt(key)
+
+    @final
+    def put(self, cid: CidLike, data: BytesLike) -> None:
+        """Hold a block whose CID the caller has computed from `data`.
+
+        `data` may be a view of memory that changes later: it is copied or written before this
+        returns. A block that is held already costs a look. It is durable after `flush`.
+        """
+        if self.read_only:
+            raise ReadOnlyError(f"{self.location} is open for reading only")
+        key = CidBytes(cid) if type(cid) is bytes else as_cid_bytes(cid)
+        if len(data) > MAX_BLOCK_SIZE:
+            raise LimitError(
+                f"block {format_cid(key)} has {len(data)} bytes; the largest block is "
+                f"{MAX_BLOCK_SIZE}"
+            )
+        self._write(key, data)
+
+    def put_many(self, blocks: Iterable[tuple[CidLike, BytesLike]]) -> None:
+        """Hold many blocks, as `put` does."""
+        for cid, data in blocks:
+            self.put(cid, data)
+
+    @final
+    def has(self, cid: CidLike) -> bool:
+        """Tell whether a block is held."""
+        return self._has(CidBytes(cid) if type(cid) is bytes else as_cid_bytes(cid))
+
+    def has_many(self, cids: Sequence[CidLike]) -> list[bool]:
+        """Tell for each of many blocks whether it is held."""
+        return [self.has(cid) for cid in cids]
+
+    @final
+    def size(self, cid: CidLike) -> int:
+        """Return the number of bytes of a block without reading it.
+
+        Raises
+        ------
+        BlockNotFoundError
+            If it is not held.
+        """
+        key = CidBytes(cid) if type(cid) is bytes else as_cid_bytes(cid)
+        size = self._size(key)
+        if size is None:
+            raise self._not_found(key)
+        return size
+
+    @final
+    def delete(self, cid: CidLike) -> None:
+        """Forget a block. It is no error if it is not held."""
+        if self.read_only:
+            raise ReadOnlyError(f"{self.location} is open for reading only")
+        self._delete(CidBytes(cid) if type(cid) is bytes else as_cid_bytes(cid))
+
+    def flush(self) -> None:
+        """Make every block that was put durable."""
+
+    def close(self) -> None:
+        """Release files and memory. What was not flushed may be lost."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _not_found(self, cid: CidBytes) -> BlockNotFoundError:
+        return BlockNotFoundError(
+            f"block {format_cid(cid)} is not in {self.location}; fetch it from a place that has it"
+        )
+
+    def _corrupt(self, cid: CidBytes) -> CorruptBlockError:
+        return CorruptBlockError(
+            f"block {format_cid(cid)} in {self.location} is damaged: its bytes do not hash to "
+            "its cid; run verify, and fetch it again from elsewhere"
+        )

@@ -1,0 +1,111 @@
+"""Every error that this package raises on purpose.
+
+::
+
+    CasZarrError
+    ├── NotFoundError (KeyError)
+    │   ├── BlockNotFoundError      a block is in none of the places that were asked
+    │   ├── VersionNotFoundError    no branch, tag, commit or root of that name
+    │   └── RepositoryNotFoundError no repository at that address
+    ├── FormatError (ValueError)    bytes are not what their type and version say
+    │   └── InvalidCIDError         text or bytes that are no CID we can check
+    ├── CorruptBlockError           bytes do not hash to the CID that was asked for
+    ├── InvalidKeyError (ValueError)  a key, a path or a ref name that cannot be stored
+    ├── InvalidArgumentError (ValueError)  an argument that makes no sense
+    ├── LimitError (ValueError)     a size, count or depth beyond the format's limits
+    ├── ReadOnlyError (ValueError)  a write to something that is open for reading only
+    ├── WriteOnceError              a strict store refuses to bind a key anew
+    ├── ConflictError               another writer was here first and the changes overlap
+    ├── StorageError (OSError)      the disk, or whatever holds the blocks, failed
+    └── MissingDependencyError (ImportError)  an optional part is not installed
+
+Messages say what, which, where, and the remedy, in lower case, with CIDs in full.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BlockNotFoundError",
+    "CasZarrError",
+    "ConflictError",
+    "CorruptBlockError",
+    "FormatError",
+    "InvalidArgumentError",
+    "InvalidCIDError",
+    "InvalidKeyError",
+    "LimitError",
+    "MissingDependencyError",
+    "NotFoundError",
+    "ReadOnlyError",
+    "RepositoryNotFoundError",
+    "StorageError",
+    "VersionNotFoundError",
+    "WriteOnceError",
+]
+
+
+class CasZarrError(Exception):
+    """Root of the errors of cas_zarr."""
+
+    def __str__(self) -> str:  # KeyError would show the repr of the message
+        return str(self.args[0]) if len(self.args) == 1 else super().__str__()
+
+
+class NotFoundError(CasZarrError, KeyError):
+    """Something that was asked for by name or CID is not there."""
+
+
+class BlockNotFoundError(NotFoundError):
+    """A block is in none of the places that were asked."""
+
+
+class VersionNotFoundError(NotFoundError):
+    """No branch, tag, commit or root answers to that name."""
+
+
+class RepositoryNotFoundError(NotFoundError):
+    """There is no repository at that address."""
+
+
+class FormatError(CasZarrError, ValueError):
+    """Bytes are not what their type and version say."""
+
+
+class InvalidCIDError(FormatError):
+    """Text or bytes are not a CID, or a CID of a hash that cannot be checked here."""
+
+
+class CorruptBlockError(CasZarrError):
+    """Bytes do not hash to the CID that was asked for."""
+
+
+class InvalidKeyError(CasZarrError, ValueError):
+    """A key, a path or a ref name cannot be stored."""
+
+
+class InvalidArgumentError(CasZarrError, ValueError):
+    """An argument makes no sense here."""
+
+
+class LimitError(CasZarrError, ValueError):
+    """A size, a count or a depth is beyond the limits of the format."""
+
+
+class ReadOnlyError(CasZarrError, ValueError):
+    """A write to something that is open for reading only."""
+
+
+class WriteOnceError(CasZarrError):
+    """A strict store refuses to bind a key to another value."""
+
+
+class ConflictError(CasZarrError):
+    """Another writer changed the same thing first."""
+
+
+class StorageError(CasZarrError, OSError):
+    """The disk, or whatever holds the blocks, failed."""
+
+
+class MissingDependencyError(CasZarrError, ImportError):
+    """An optional part of the package is not installed."""
