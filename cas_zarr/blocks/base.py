@@ -112,7 +112,7 @@ class BlockStore(ABC):
             raise self._corrupt(CidBytes(key))
         return data if type(data) is bytes else bytes(data)
 
-    def get_many(self, cids: Sequence[CidLike]) -> list[bytes]:
+    def get_many(self, cids: Sequence[CidLike]) -> Sequence[bytes]:
         """Return the bytes of many blocks, in order, each verified, read in parallel."""
         return map_ordered(self.get, cids)
 
@@ -162,7 +162,7 @@ class BlockStore(ABC):
         """Tell whether a block is held."""
         return self._has(CidBytes(cid) if type(cid) is bytes else as_cid_bytes(cid))
 
-    def has_many(self, cids: Sequence[CidLike]) -> list[bool]:
+    def has_many(self, cids: Sequence[CidLike]) -> Sequence[bool]:
         """Tell for each of many blocks whether it is held."""
         return [self.has(cid) for cid in cids]
 
