@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m benchmarks.stores` and `python -m benchmarks.tree`."""
