@@ -1,0 +1,271 @@
+"""Changing a chunk tree along the paths of what changed.
+
+The result is the tree that `build` makes of the chunks that remain, to the byte: at each level
+the pages that hold a change are partitioned anew by the rule of `cas_zarr.tree.table`, and where
+one lost entries, the widest prefix around it that fits into one page is joined. Everything else
+is left as it is and never opened.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from cas_zarr.cid import HashFunction
+from cas_zarr.tree.chunktree import ChunkTree, TreeRef, build, store_top, write_pages
+from cas_zarr.tree.morton import Codes
+from cas_zarr.tree.page import MAX_ENTRIES, Page, PageReader
+from cas_zarr.tree.table import Table, concatenate, empty_table, from_page
+
+__all__ = ["update"]
+
+_BULK: Final = 4
+"""With one change for this many chunks, building the whole tree anew is quicker."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Patch:
+    """New entries for all of one box: what was in it before is gone."""
+
+    low: int
+    prefix: int
+    entries: Table
+
+
+@dataclass(slots=True)
+class _Group:
+    """The patches that fall into one page (or into an empty box) of a level."""
+
+    low: int
+    prefix: int
+    entries: Table  # what the box holds after the patches
+    before: int  # how many entries it held before
+    existed: bool  # whether there was a page of just this box
+
+
+def update(
+    reader: PageReader,
+    function: HashFunction,
+    ref: TreeRef | None,
+    sets: Table,
+    deletes: Codes,
+    ndim: int,
+    *,
+    bulk: int = _BULK,
+) -> TreeRef | None:
+    """Return the tree with some chunks set and others deleted; None if nothing is left.
+
+    Parameters
+    ----------
+    reader : PageReader
+        Where pages are read and written.
+    function : HashFunction
+        Hash of the pages that are written.
+    ref : TreeRef or None
+        The tree as it is.
+    sets : Table
+        Chunks to set, as of `chunk_table`.
+    deletes : array
+        Ascending codes of chunks to delete; none of them in `sets`.
+    ndim : int
+        Number of dimensions of the grid.
+    """
+    if ref is None:
+        return build(reader, function, sets, ndim)
+    if len(sets) + len(deletes) == 0:
+        return ref
+    tree = ChunkTree(reader, ref, ndim)
+    if (len(sets) + len(deletes)) * bulk >= ref.chunks:
+        return build(reader, function, _edited(tree.table(), sets, deletes), ndim)
+    return _Update(tree, function).run(sets, deletes)
+
+
+class _Update:
+    def __init__(self, tree: ChunkTree, function: HashFunction) -> None:
+        self.tree = tree
+        self.function = function
+        self.bits = tree.bits
+
+    def run(self, sets: Table, deletes: Codes) -> TreeRef | None:
+        groups = self._groups_of_chunks(sets, deletes)
+        level, reader = 0, self.tree.reader
+        while True:
+            patches = self._settle(level, groups)
+            level += 1
+            if len(patches) == 1 and patches[0].prefix == 0:  # all of the tree is in hand
+                entries = patches[0].entries
+                while len(entries) > 1:
+                    entries = write_pages(reader, self.function, entries, level, self.bits)
+                    level += 1
+                return store_top(reader, entries) if len(entries) else None
+            groups = self._groups_of_patches(level, patches)
+
+    # -- which page a change falls into -----------------------------------------------------
+
+    def _groups_of_chunks(self, sets: Table, deletes: Codes) -> list[_Group]:
+        groups = []
+        s = d = 0
+        set_codes, delete_codes = sets.codes.tolist(), deletes.tolist()
+        while s < len(set_codes) or d < len(delete_codes):
+            first = min(set_codes[s : s + 1] + delete_codes[d : d + 1])
+            low, prefix, page = self._locate(first, 0)
+            end = low + (1 << self.bits - prefix)
+            s_end = bisect_left(set_codes, end, s)
+            d_end = bisect_left(delete_codes, end, d)
+            old = empty_table() if page is None else from_page(page, low, self.bits)
+            new = _edited(old, sets.take(slice(s, s_end)), deletes[d:d_end])
+            groups.append(_Group(low, prefix, new, len(old), page is not None))
+            s, d = s_end, d_end
+        return groups
+
+    def _groups_of_patches(self, level: int, patches: list[_Patch]) -> list[_Group]:
+        groups: list[_Group] = []
+        row = 0
+        while row < len(patches):
+            low, prefix, page = self._locate(patches[row].low, level)
+            if patches[row].prefix <= prefix:  # the patch is wider than any page it touches
+                low, prefix, page = patches[row].low, patches[row].prefix, None
+            end = low + (1 << self.bits - prefix)
+            inside = []
+            while row < len(patches) and patches[row].low < end:
+                inside.append(patches[row])
+                row += 1
+            if page is not None:
+                old = from_page(page, low, self.bits)
+                new = _patched(old, inside, self.bits)
+                groups.append(_Group(low, prefix, new, len(old), True))
+            else:
+                before = sum(len(old) for old, _, _ in self.tree.pages(level, low, prefix))
+                new = concatenate(patch.entries for patch in inside)
+                groups.append(_Group(low, prefix, new, before, False))
+        return groups
+
+    def _locate(self, code: int, level: int) -> tuple[int, int, Page | None]:
+        """Find the page of `level` whose box holds `code`, or the widest empty box around it."""
+        page, low, prefix = self.tree.top, 0, 0
+        if page.level < level:
+            return 0, 0, None
+        while page.level > level:
+            row = self.tree.row_of(page, code - low)
+            if row < 0:
+                near = page.row_below(code - low)
+                shared = max(
+                    self.bits - (code ^ low + int(page.codes[other])).bit_length()
+                    for other in (near, near + 1)
+                    if 0 <= other < len(page)
+                )
+                room = self.bits - shared - 1
+                return code >> room << room, shared + 1, None
+            page, low, prefix = self.tree.child(page, low, row)
+        return low, prefix, page
+
+    # -- which box becomes which pages ------------------------------------------------------
+
+    def _settle(self, level: int, groups: list[_Group]) -> list[_Patch]:
+        """Write the pages of `level` for what the groups hold now."""
+        lows = [group.low for group in groups]
+        patches: list[_Patch] = []
+        done = 0  # codes below are settled already
+        for group in groups:
+            if group.low < done:
+                continue
+            low, prefix = group.low, group.prefix
+            if len(group.entries) <= MAX_ENTRIES and not (
+                group.existed and len(group.entries) >= group.before
+            ):
+                low, prefix = self._widest(level, low, prefix, groups, lows)
+            done = low + (1 << self.bits - prefix)
+            if (low, prefix) == (group.low, group.prefix):
+                entries = group.entries
+            else:
+                entries = self._gather(level, low, prefix, groups, lows)
+            while patches and patches[-1].low >= low:  # swallowed by a box that begins before
+                patches.pop()
+            pages = write_pages(self.tree.reader, self.function, entries, level, self.bits, prefix)
+            patches.append(_Patch(low, prefix, pages))
+        return patches
+
+    def _widest(
+        self, level: int, low: int, prefix: int, groups: list[_Group], lows: list[int]
+    ) -> tuple[int, int]:
+        """Return the widest box around one whose entries fit into one page."""
+        while prefix:
+            room = self.bits - prefix + 1
+            wider = low >> room << room
+            if self._count(level, wider, prefix - 1, groups, lows) > MAX_ENTRIES:
+                break
+            low, prefix = wider, prefix - 1
+        return low, prefix
+
+    def _count(
+        self, level: int, low: int, prefix: int, groups: list[_Group], lows: list[int]
+    ) -> int:
+        """Count the entries in a box after the changes; exact up to one more than fit."""
+        first, last = self._within(low, prefix, lows)
+        change = sum(len(group.entries) - group.before for group in groups[first:last])
+        limit = MAX_ENTRIES - change
+        total = 0
+        stack = [(self.tree.top, 0, 0)]
+        high = low + (1 << self.bits - prefix)
+        while stack and total <= limit:
+            page, start, length = stack.pop()
+            if page.level < level:
+                continue
+            if length >= prefix and page.level == level:
+                total += len(page)
+                continue
+            if page.prefixes is None:
+                continue
+            for row in range(len(page)):
+                begin = start + int(page.codes[row])
+                side = 1 << self.bits - int(page.prefixes[row])
+                if begin >= high or begin + side <= low:
+                    continue
+                if level == 0 and int(page.prefixes[row]) >= prefix:
+                    total += int(page.counts[row])
+                elif total <= limit:
+                    stack.append(self.tree.child(page, start, row))
+        return total + change
+
+    def _gather(
+        self, level: int, low: int, prefix: int, groups: list[_Group], lows: list[int]
+    ) -> Table:
+        """Return the entries in a box after the changes."""
+        first, last = self._within(low, prefix, lows)
+        inside = groups[first:last]
+        tables = [group.entries for group in inside]
+        boxes = [(group.low, group.low + (1 << self.bits - group.prefix)) for group in inside]
+        starts = [begin for begin, _ in boxes]
+        for page, start, _ in self.tree.pages(level, low, prefix):
+            near = bisect_left(starts, start + 1) - 1
+            if near < 0 or start >= boxes[near][1]:
+                tables.append(from_page(page, start, self.bits))
+        return concatenate(tables)
+
+    def _within(self, low: int, prefix: int, lows: list[int]) -> tuple[int, int]:
+        return bisect_left(lows, low), bisect_left(lows, low + (1 << self.bits - prefix))
+
+
+def _edited(old: Table, sets: Table, deletes: Codes) -> Table:
+    """Return sorted chunks with some set and some deleted."""
+    if len(old) == 0:
+        return sets
+    gone = np.zeros(len(old), bool)
+    for codes in (sets.codes, deletes):
+        if len(codes):
+            held = old.codes.astype(object) if codes.dtype == object else old.codes
+            rows = np.searchsorted(held, codes.astype(held.dtype))
+            found = rows < len(old)
+            hits = rows[found]
+            gone[hits[held[hits] == codes[found]]] = True
+    return concatenate([old.take(~gone), sets])
+
+
+def _patched(old: Table, patches: list[_Patch], bits: int) -> Table:
+    keep = np.ones(len(old), bool)
+    for patch in patches:
+        keep[old.span(patch.low, patch.low + (1 << bits - patch.prefix))] = False
+    return concatenate([old.take(keep), *(patch.entries for patch in patches)])
