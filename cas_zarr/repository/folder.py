@@ -1,0 +1,289 @@
+"""A repository's folder: the marker that makes it one, its lock, and the refs in it.
+
+::
+
+    cas-zarr.json     what this is: type, format version, hash
+    cas-zarr.lock     held while a ref moves or the folder is made; it is never removed
+    packs/            the blocks
+    refs/heads/…  refs/tags/…  refs/conflicts/…
+
+The kernel frees the lock when its holder dies. A file is replaced by writing another one, which
+is synced and renamed, so a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cas_zarr.blocks import disk
+from cas_zarr.cid import HashFunction, hash_by_name
+from cas_zarr.codecs import dagjson
+from cas_zarr.errors import (
+    FormatError,
+    InvalidCIDError,
+    RepositoryNotFoundError,
+)
+from cas_zarr.repository.refs import MAX_REF_BYTES, Refs, name_clash
+
+__all__ = ["FolderRefs", "is_repository", "make_folder", "read_marker"]
+
+MARKER = "cas-zarr.json"
+LOCK = "cas-zarr.lock"
+REPOSITORY_TYPE = "cas-zarr/repository"
+REPOSITORY_VERSION = 1
+
+# Whatever an interrupted creation may leave behind begins with this.
+_OURS = "cas-zarr."
+
+
+def is_repository(path: Path) -> bool:
+    """Tell whether `path` is a repository's folder.
+
+    Returns
+    -------
+    bool
+        False where nothing is, or an empty folder.
+
+    Raises
+    ------
+    RepositoryNotFoundError
+        If it is a file, or a folder that holds something else.
+    """
+    try:
+        names = os.listdir(path)
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        raise RepositoryNotFoundError(
+            f"{path} is a file, and a repository is a folder; give another path"
+        ) from None
+    except OSError as error:
+        raise disk.failure(error, "list it", str(path)) from error
+    if MARKER in names:
+        return True
+    begun = {"packs", "refs"} if LOCK in names else set()
+    others = sorted(name for name in names if not name.startswith(_OURS) and name not in begun)
+    if others:
+        raise RepositoryNotFoundError(
+            f"{path} is no cas_zarr repository and is not empty (it holds {others[0]!r}); nothing "
+            "is written there: give the path of a repository, or of a new or empty folder"
+        )
+    return False
+
+
+def read_marker(path: Path) -> HashFunction:
+    """Return the hash function of the repository at `path`.
+
+    Raises
+    ------
+    FormatError
+        If the marker is damaged, or of a version that is not known here.
+    """
+    file = path / MARKER
+    data = _read_file(file)
+    if data is None:
+        raise RepositoryNotFoundError(f"{path} is no cas_zarr repository: {MARKER} is missing")
+    try:
+        value = dagjson.decode(data)
+    except FormatError as error:
+        raise FormatError(f"{file} is damaged: {error}; restore it from a backup") from None
+    if not isinstance(value, dict) or value.get("type") != REPOSITORY_TYPE:
+        raise FormatError(f"{file} is no marker of a cas_zarr repository")
+    version = value.get("version")
+    if version != REPOSITORY_VERSION or isinstance(version, bool):
+        raise FormatError(
+            f"{path} is a repository of format version {version!r}; this cas_zarr knows "
+            f"{REPOSITORY_VERSION}: use a newer one"
+        )
+    try:
+        return hash_by_name(str(value.get("hash")))
+    except InvalidCIDError as error:
+        raise FormatError(f"{file} is damaged: {error}") from None
+
+
+def make_folder(path: Path, function: HashFunction) -> HashFunction:
+    """Make a repository at `path`, or find the one that someone else made meanwhile.
+
+    Returns
+    -------
+    HashFunction
+        That of the repository as it is.
+    """
+    if is_repository(path):
+        return read_marker(path)
+    _make_folder(path)
+    marker = dagjson.encode(
+        {"type": REPOSITORY_TYPE, "version": REPOSITORY_VERSION, "hash": function.name}
+    )
+    with _locked(path):
+        if is_repository(path):
+            return read_marker(path)
+        for folder in ("packs", "refs/heads", "refs/tags"):
+            _make_folder(path / folder)
+        _replace(path / MARKER, marker)  # last: with the marker the folder is whole
+    return function
+
+
+class FolderRefs(Refs):
+    """Refs as files of a repository's folder."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self._path = path
+        self._folder = path / "refs"
+        self.read_only = read_only
+
+    # docstrings inherited
+
+    @property
+    def location(self) -> str:
+        return str(self._path)
+
+    def _load(self, path: str) -> bytes | None:
+        return _read_file(self._folder / path)
+
+    def _swap(self, path: str, old: bytes | None, new: bytes | None) -> bool:
+        file = self._folder / path
+        with _locked(self._path):
+            if _read_file(file) != old:
+                return False
+            if new is None:
+                if old is not None:
+                    self._remove(file)
+                return True
+            if old is None:
+                self._make_room(path)
+            _replace(file, new)
+            return True
+
+    def _paths(self, folder: str) -> Iterator[str]:
+        top = self._folder / folder
+        for parent, folders, files in os.walk(top, onerror=_cannot_list):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in files:
+                if not name.startswith("."):  # one that was being written when its writer died
+                    yield os.path.relpath(os.path.join(parent, name), top)
+
+    def _make_room(self, path: str) -> None:
+        """Make the folders of a new ref; refuse where a name is in the way."""
+        file = self._folder / path
+        if file.is_dir():
+            other = next(self._paths(path), None)
+            if other is not None:
+                raise name_clash(path, f"{path}/{other}")
+            self._prune(file)
+        for parent in file.parents:
+            if parent.is_dir():
+                break
+            if parent.is_file():
+                raise name_clash(path, str(parent.relative_to(self._folder)))
+        _make_folder(file.parent)
+
+    def _remove(self, file: Path) -> None:
+        try:
+            disk.unlink(str(file))
+        except OSError as error:
+            raise disk.failure(error, "remove it", str(file)) from error
+        _sync_folder(file.parent)
+        for parent in file.parents:
+            if parent.parent == self._folder or parent == self._folder:
+                break
+            try:
+                parent.rmdir()
+            except OSError:  # it still holds another ref
+                break
+
+    def _prune(self, folder: Path) -> None:
+        """Remove a tree of empty folders."""
+        for parent, _, files in os.walk(folder, topdown=False):
+            for name in files:
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(parent, name))  # half-written, of a dead writer
+            with suppress(FileNotFoundError):
+                os.rmdir(parent)
+
+
+def _cannot_list(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise disk.failure(error, "list it", str(error.filename)) from error
+
+
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    # A child of fork shares the lock; were it to keep it, it would outlive its holder.
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of the repository at `path`, against other threads and processes."""
+    file = path / LOCK
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise disk.failure(error, "lock it", str(file)) from error
+    _held.add(descriptor)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            raise disk.failure(error, "lock it", str(file)) from error
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _read_file(file: Path) -> bytes | None:
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(MAX_REF_BYTES + 1)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise disk.failure(error, "read it", str(file)) from error
+
+
+def _replace(file: Path, data: bytes) -> None:
+    """Write `file` so that it is at any time what it was or what it shall be, durably."""
+    # One name for all drafts: they are written under the lock, so one that is there is what a
+    # writer left that died, and is overwritten.
+    draft = str(file.with_name(f"{_OURS}draft" if file.name == MARKER else ".draft"))
+    try:
+        disk.unlink(draft)
+        descriptor = disk.create(draft)
+        try:
+            disk.pwrite(descriptor, data, 0)
+            disk.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        disk.rename(draft, str(file))
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(draft)
+        raise disk.failure(error, "write it", str(file)) from error
+    _sync_folder(file.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        disk.make_folder(str(folder))
+    except OSError as error:
+        raise disk.failure(error, "make the folder", str(folder)) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        disk.fsync_folder(str(folder))
+    except OSError as error:
+        raise disk.failure(error, "sync it", str(folder)) from error
