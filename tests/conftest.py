@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from cas_zarr.cid import (
+    DAG_CBOR,
+    DAG_JSON,
+    DAG_PB,
+    HASHES,
+    RAW,
+    CidBytes,
+    Link,
+    cid_of,
+)
 
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("dev", deadline=None)
@@ -25,3 +39,40 @@ def conformance() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no conformance fixtures in {folder}; set CAS_ZARR_CONFORMANCE")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ipld_values() -> SearchStrategy[Any]:
+    """Return a strategy for values of the IPLD data model that every codec can encode."""
+    cids = st.builds(
+        lambda codec, function, data: Link(cid_of(codec, function, data)),
+        st.sampled_from([RAW, DAG_PB, DAG_CBOR, DAG_JSON]),
+        st.sampled_from(list(HASHES.values())),
+        st.binary(max_size=2),
+    )
+    leaves = st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**64), 2**64 - 1),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.text(),
+        st.binary(),
+        cids,
+        st.just(Link(CidBytes(b"\x12\x20" + bytes(32)))),  # a CIDv0
+        st.just(Link(CidBytes(b"\x01\x55\x00\x03abc"))),  # an identity hash
+    )
+    keys = st.one_of(st.text(max_size=6), st.sampled_from(["", "/", "bytes", "a"]))
+
+    def nested(values: SearchStrategy[Any]) -> SearchStrategy[Any]:
+        maps = st.dictionaries(keys, values, max_size=5).filter(lambda found: not reserved(found))
+        return st.one_of(st.lists(values, max_size=5), maps)
+
+    def reserved(found: dict[str, Any]) -> bool:
+        """Tell whether DAG-JSON would read a map as a link or as bytes."""
+        inner = found.get("/")
+        if inner is None or min(found) != "/":
+            return False
+        claims_bytes = isinstance(inner, dict) and isinstance(inner.get("bytes"), str)
+        return isinstance(inner, str) or (claims_bytes and min(inner) == "bytes")
+
+    return st.recursive(leaves, nested, max_leaves=20)

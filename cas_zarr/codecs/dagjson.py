@@ -309,14 +309,14 @@ def _write(value: Any, out: list[str], levels: int) -> None:
     elif kind is dict:
         _write_map(value, out, levels)
     elif kind is Link:
+        _need(1, levels)
         out.append(f'{{"/":"{_link_text(value.cid)}"}}')
     elif kind is int:
         if not -_INT_LIMIT <= value < _INT_LIMIT:
             raise _out_of_range(value)
         out.append(repr(value))
     elif kind is list:
-        if levels <= 0:
-            raise FormatError("a value is nested too deep for dag-json")
+        _need(1, levels)
         separator = "["
         for item in value:
             out.append(separator)
@@ -328,6 +328,7 @@ def _write(value: Any, out: list[str], levels: int) -> None:
     elif value is None:
         out.append("null")
     elif kind is bytes:
+        _need(2, levels)
         out.append(f'{{"/":{{"bytes":"{b64encode(value).decode("ascii").rstrip("=")}"}}}}')
     elif kind is float:
         out.append(_float_text(value))
@@ -339,8 +340,7 @@ def _write(value: Any, out: list[str], levels: int) -> None:
 
 
 def _write_map(pairs: dict[Any, Any], out: list[str], levels: int) -> None:
-    if levels <= 0:
-        raise FormatError("a value is nested too deep for dag-json")
+    _need(1, levels)
     for key in pairs:
         if type(key) is not str:
             raise FormatError(f"a map of dag-json has the key {key!r}; keys are str")
@@ -356,6 +356,12 @@ def _write_map(pairs: dict[Any, Any], out: list[str], levels: int) -> None:
         _write(pairs[key], out, levels - 1)
         separator = ","
     out.append("}" if pairs else "{}")
+
+
+def _need(levels: int, left: int) -> None:
+    """Refuse a value that takes more levels of JSON than are left; a link takes one, bytes two."""
+    if levels > left:
+        raise FormatError("a value is nested too deep for dag-json")
 
 
 def _float_text(value: float) -> str:
