@@ -4,7 +4,7 @@ A value is None, a bool, an int, a float, a str, bytes, a `Link`, a list of valu
 them under str keys. It has exactly one encoding, and `decode` accepts nothing else: no white
 space, keys ascending by their UTF-8 bytes, no key twice, the short escapes of RFC 8259 and
 ``\\u00xx`` in lower case for the other control characters, everything else as raw UTF-8, integers
-from -2^64+1 to 2^64-1, finite floats in the shortest form of ECMAScript (with ``.0`` where that
+from -2^64 to 2^64-1, finite floats in the shortest form of ECMAScript (with ``.0`` where that
 would read as an integer).
 
 The work is done by the C scanner and the C encoder of the standard `json`: what was scanned is
@@ -101,7 +101,10 @@ def decode(data: BytesLike, *, max_depth: int = MAX_DEPTH) -> Any:
         value = scan.decode(data, text)
     except json.JSONDecodeError as error:
         raise FormatError(f"dag-json is no json: {error.msg} at character {error.pos}") from None
-    canonical = _encode_scanned(value, scan.texts) if not scan.odd_float else _canonical(value)
+    if scan.odd_float:
+        canonical = _canonical(value, max_depth)
+    else:
+        canonical = _encode_scanned(value, scan.texts)
     if canonical != text:
         raise _not_canonical(text, canonical)
     return value
@@ -295,7 +298,7 @@ def sorted_keys(keys: Iterable[str]) -> list[str]:
     return sorted(keys)
 
 
-def _canonical(value: Any, max_depth: int = MAX_DEPTH) -> str:
+def _canonical(value: Any, max_depth: int) -> str:
     out: list[str] = []
     _write(value, out, max_depth)
     return "".join(out)
@@ -344,10 +347,6 @@ def _write_map(pairs: dict[Any, Any], out: list[str], levels: int) -> None:
     for key in pairs:
         if type(key) is not str:
             raise FormatError(f"a map of dag-json has the key {key!r}; keys are str")
-    if "/" in pairs and min(pairs) == "/":
-        inner = pairs["/"]
-        if type(inner) is str or (type(inner) is dict and _looks_like_bytes(inner)):
-            raise FormatError('a map with the key "/" would read as a link or as bytes in dag-json')
     separator = "{"
     for key in sorted(pairs):
         out.append(separator)
@@ -356,6 +355,10 @@ def _write_map(pairs: dict[Any, Any], out: list[str], levels: int) -> None:
         _write(pairs[key], out, levels - 1)
         separator = ","
     out.append("}" if pairs else "{}")
+    if "/" in pairs and min(pairs) == "/":  # looked at last, when all keys below are known as str
+        inner = pairs["/"]
+        if type(inner) is str or (type(inner) is dict and _looks_like_bytes(inner)):
+            raise FormatError('a map with the key "/" would read as a link or as bytes in dag-json')
 
 
 def _need(levels: int, left: int) -> None:

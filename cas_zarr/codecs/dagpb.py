@@ -142,6 +142,11 @@ def _encode_link(link: PBLink, name: bytes) -> bytes:
 
 
 def _decode_link(data: bytes) -> PBLink:
+    if data[:2] == b"\x0a\x24" and data[38:41] == b"\x12\x00\x18":  # as nodes of files have it
+        below, end = _read_varint(data, 41)
+        if end == len(data):
+            codec_of(CidBytes(data[2:38]))
+            return PBLink(CidBytes(data[2:38]), "", below)
     cid: CidBytes | None = None
     name: str | None = None
     tsize: int | None = None

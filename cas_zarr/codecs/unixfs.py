@@ -149,7 +149,8 @@ def decode_file_node(data: BytesLike) -> FileNode:
         )
     if any(link.name for link in node.links):
         raise FormatError("a unixfs file has a link with a name, so it is no file")
-    links = tuple(as_cid_bytes(link.cid) for link in node.links)
+    # Whether they are CIDs is known by now; those of version 0 get the form used inside.
+    links = tuple(link.cid if link.cid[0] == 1 else as_cid_bytes(link.cid) for link in node.links)
     return FileNode(filesize, links, tuple(sizes), content)
 
 

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject, SearchStrategy
 
-from cas_zarr.cid import BLAKE3, RAW, SHA256, CidBytes, Link, cid_of, format_cid
+from cas_zarr.cid import BLAKE3, DAG_JSON, RAW, SHA256, CidBytes, Link, cid_of, format_cid
 from cas_zarr.codecs import dagjson
 from cas_zarr.errors import FormatError
 
@@ -57,6 +57,16 @@ def test_any_text_is_refused_or_canonical(text: str) -> None:
 @given(st.binary())
 def test_any_bytes_are_refused_or_canonical(data: bytes) -> None:
     _refused_or_canonical(data)
+
+
+@given(st.data())
+def test_the_text_of_a_link_is_its_only_one(data: DataObject) -> None:
+    cid = data.draw(st.sampled_from([RAW, DAG_JSON]).map(lambda codec: cid_of(codec, BLAKE3, b"x")))
+    text = format_cid(cid)
+    at = data.draw(st.integers(0, len(text)))
+    dropped = data.draw(st.integers(0, 8))
+    added = data.draw(st.text(alphabet="abz27 =_A\u00e90", max_size=8))
+    _refused_or_canonical(f'{{"/":"{text[:at]}{added}{text[at + dropped :]}"}}'.encode())
 
 
 def _refused_or_canonical(data: bytes) -> None:
@@ -156,6 +166,7 @@ def test_known_encodings(value: Any, encoded: bytes) -> None:
         f'{{"/":"{TEXT}","/":"{TEXT}"}}'.encode(),
         f'{{"/":"{TEXT.upper()}"}}'.encode(),
         f'{{"/":"{TEXT}="}}'.encode(),
+        f'{{"/":"{TEXT}a"}}'.encode(),
         f'{{"/":"{TEXT[:-1]}"}}'.encode(),
         f'{{"/":"{TEXT[:-1]}z"}}'.encode(),
         f'{{"/":"{TEXT[:20]}_{TEXT[21:]}"}}'.encode(),
@@ -195,6 +206,7 @@ def test_other_ways_to_write_are_refused(data: bytes) -> None:
         {"/": "x", "z": 1},
         {"/": {"bytes": "AA"}},
         {"/": {"bytes": "AA", "x": 1}},
+        {"/": {"bytes": "AA", 1: 2}},
         Link(CidBytes(b"no cid")),
         Link(CidBytes(b"")),
     ],
@@ -213,7 +225,7 @@ def _nest(levels: int, value: Any = 0) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("value", "extra"), [(0, 0), (LINK, 1), (b"x", 2), ("[[{{", 0), ('\\"[', 0)]
+    ("value", "extra"), [(0, 0), (1e-7, 0), (LINK, 1), (b"x", 2), ("[[{{", 0), ('\\"[', 0)]
 )
 def test_depth_is_limited_alike_in_both_directions(value: Any, extra: int) -> None:
     deepest = _nest(dagjson.MAX_DEPTH - extra, value)

@@ -19,7 +19,7 @@ LINK = b"\x12\x26" + HASH
 links = st.builds(
     PBLink,
     st.sampled_from([CID, CidBytes(b"\x12\x20" + bytes(32)), CidBytes(b"\x01\x55\x00\x00")]),
-    st.none() | st.text(max_size=5),
+    st.none() | st.just("") | st.text(max_size=5),
     st.none() | st.integers(0, 2**63 - 1),
 )
 nodes = st.builds(
@@ -92,6 +92,8 @@ def test_data_is_read_before_links_too(node: PBNode) -> None:
         b"\x12\x28" + b"\x12\x00" + HASH,  # fields out of order, and twice
         b"\x12\x2a" + HASH + b"\x18\x00\x18\x00",
         b"\x12\x2a" + HASH + b"\x18\x00\x12\x00",
+        b"\x12\x2c" + HASH + b"\x12\x00\x18\x00\x18\x00",
+        b"\x12\x2a" + b"\x0a\x24" + b"\x02" + CID[1:] + b"\x12\x00\x18\x00",
     ],
 )
 def test_other_bytes_are_refused(data: bytes) -> None:
