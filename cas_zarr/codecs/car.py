@@ -366,9 +366,7 @@ class CarReader:
                     f"at most {self._max_block}"
                 )
             self._fill(min(length, _MAX_CID))
-            cid, stop = parse_cid(
-                self._buffer, self._at, min(self._at + length, len(self._buffer))
-            )
+            cid, stop = parse_cid(self._buffer, self._at, min(self._at + length, len(self._buffer)))
             size = length - (stop - self._at)
             if size > self._max_block:
                 raise LimitError(

@@ -111,23 +111,24 @@ def encode_index(groups: Iterable[tuple[int, Digests, Offsets]]) -> bytes:
     return b"".join(out)
 
 
-def index_codec(data: Buffer) -> tuple[int, int]:
+def index_codec(data: Buffer, start: int = 0) -> tuple[int, int]:
     """Return the codec of an index, known here or not, and the offset of what follows."""
     try:
-        return decode_varint(bytes(data[:10]))
+        codec, behind = decode_varint(bytes(data[start : start + 10]))
+        return codec, start + behind
     except InvalidCIDError:
         raise FormatError("a car index does not begin with its codec") from None
 
 
-def index_groups(data: Buffer) -> tuple[IndexGroup, ...]:
-    """Read the framing of a MultihashIndexSorted, not its records.
+def index_groups(data: Buffer, start: int = 0) -> tuple[IndexGroup, ...]:
+    """Read the framing of a MultihashIndexSorted that fills `data` from `start`, not its records.
 
     Raises
     ------
     FormatError
         If it is another index, or counts and lengths do not add up to its size.
     """
-    codec, offset = index_codec(data)
+    codec, offset = index_codec(data, start)
     if codec != MULTIHASH_INDEX_SORTED:
         raise FormatError(
             f"a car has an index of codec 0x{codec:x}, where a MultihashIndexSorted (0x401) is "

@@ -1,0 +1,612 @@
+"""Blocks in a folder of packs: the embedded default.
+
+Any number of processes and threads use the folder at once. Each process writes into a pack of its
+own; a block counts, and others see it, once `flush` has sealed that pack. Readers hold on to the
+packs they know and look at the folder again before they say that a block is not there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
+
+from cas_zarr.blocks import disk
+from cas_zarr.blocks.base import BlockStore
+from cas_zarr.blocks.index import KEY_SIZE, Directory
+from cas_zarr.blocks.merge import DamagedPackError, choose, merge
+from cas_zarr.blocks.pack import (
+    Pack,
+    Source,
+    is_pack_name,
+    iter_sections,
+    parse_section,
+    remove_leftovers,
+)
+from cas_zarr.blocks.writer import PackWriter
+from cas_zarr.cid import (
+    BytesLike,
+    CidBytes,
+    CidLike,
+    as_cid_bytes,
+    encode_varint,
+    format_cid,
+    matches,
+)
+from cas_zarr.errors import (
+    CorruptBlockError,
+    FormatError,
+    ReadOnlyError,
+    RepositoryNotFoundError,
+    StorageError,
+)
+from cas_zarr.parallel import map_ordered
+
+__all__ = ["LocalBlocks", "PackStats"]
+
+_WINDOW = 1 << 17  # read ahead when blocks are read in the order in which they lie
+_GLANCE = 1 << 12  # read at a place that was not expected: a header, or a small block
+_HEAD = 64
+_EXACT = 1 << 15  # larger blocks are read alone, without a copy
+_AHEAD = 1 << 16  # a gap that still counts as reading on
+_COARSE = 2_500_000_000  # nanoseconds within which a folder may change without a new time stamp
+_ATTEMPTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PackStats:
+    """What a folder of packs holds.
+
+    Attributes
+    ----------
+    packs : int
+        Number of sealed packs.
+    blocks : int
+        Number of blocks in them; a block that lies in two packs counts twice.
+    bytes : int
+        Size of their files, in bytes.
+    unflushed : int
+        Number of blocks that `flush` has not made durable yet.
+    damaged : tuple of str
+        One message for each pack that cannot be read.
+    """
+
+    packs: int
+    blocks: int
+    bytes: int
+    unflushed: int
+    damaged: tuple[str, ...]
+
+
+class LocalBlocks(BlockStore):
+    """Blocks in a folder of packs.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The folder that holds the packs.
+    create : bool
+        Whether the folder is made if it is not there.
+    read_only : bool
+        Whether `put` and `delete` are refused. Nothing in the folder is touched then.
+
+    Raises
+    ------
+    RepositoryNotFoundError
+        If the folder is not there and `create` is off.
+    StorageError
+        If the folder cannot be read or made.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, create: bool = False, read_only: bool = False
+    ) -> None:
+        self.read_only = read_only
+        self._folder = os.path.abspath(os.fspath(path))
+        self._lock = threading.RLock()  # writing
+        self._scan_lock = threading.RLock()  # learning what packs there are
+        self._directory = Directory()
+        self._packs: dict[str, Pack] = {}
+        self._damaged: dict[str, str] = {}
+        self._writer: PackWriter | None = None
+        self._inherited: tuple[PackWriter, ...] = ()  # of the process that was forked
+        self._names_pending = False  # a pack was sealed and its name is not durable
+        self._lost: StorageError | None = None
+        self._rotten: set[bytes] = set()  # multihashes of blocks that were found damaged
+        self._unmergeable: set[str] = set()
+        self._stamp = -1
+        # What was read last, where it begins in its source, and where the next section begins in it
+        self._cursor: tuple[Source, bytes, int, int] | None = None
+        try:
+            if not os.path.isdir(self._folder):
+                if not create or read_only:
+                    raise RepositoryNotFoundError(
+                        f"there is no folder {self._folder} with packs; create a repository there "
+                        "first, or check the path"
+                    )
+                disk.make_folder(self._folder)
+            if not read_only:
+                remove_leftovers(self._folder)
+            self._refresh()
+        except OSError as error:
+            raise disk.failure(error, "open the packs", self._folder) from error
+        _stores.add(self)
+
+    @property
+    def location(self) -> str:
+        return f"the packs in {self._folder}"
+
+    def __repr__(self) -> str:
+        return f"LocalBlocks({self._folder!r})"
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def _read(self, cid: CidBytes) -> bytes | None:
+        cursor = self._cursor
+        if cursor is not None:  # is it the next section? most reads follow the order of writing
+            _, data, _, at = cursor
+            if at + 3 < len(data):
+                length = data[at]
+                begin = at + 1
+                if length > 127:
+                    more = data[begin]
+                    begin += 1
+                    if more < 128:
+                        length += (more << 7) - 128
+                    else:
+                        length += (more << 7) + (data[begin] << 14) - 16512
+                        begin += 1
+                end = begin + length
+                if data.startswith(cid, begin) and end <= len(data):
+                    self._cursor = (cursor[0], data, cursor[2], end)
+                    return data[begin + len(cid) : end]
+        found = self._find(cid[-KEY_SIZE:])
+        if found is None:
+            self._refuse_if_damaged(cid)
+            return None
+        return self._read_at(found[0], found[1], cid)
+
+    def _read_at(self, source: Source, offset: int, cid: CidBytes) -> bytes:
+        """Read the block whose section should begin at `offset`."""
+        cursor = self._cursor
+        size, data, start = _GLANCE, b"", offset
+        if cursor is not None and cursor[0] is source:
+            _, window, begins, at = cursor
+            if begins <= offset <= begins + len(window) - _HEAD:
+                data, start = window, begins
+            elif 0 <= offset - begins - at <= _AHEAD:
+                size = _WINDOW if window else _HEAD
+        try:
+            if not data:
+                data = source.read(offset, size)
+            held, begin, end = parse_section(data, offset - start)
+            if held[-KEY_SIZE:] != cid[-KEY_SIZE:]:
+                raise FormatError("a section of another block is there")
+            if end > len(data) and len(data) > _GLANCE and end - begin <= _EXACT:
+                shift = start - offset  # the window ends in this block: read the next one
+                data, start = source.read(offset, _WINDOW), offset
+                begin, end = begin + shift, end + shift
+            if end <= len(data):
+                self._cursor = (source, data, start, end)
+                return data[begin:end]
+            body = source.read(start + begin, end - begin)
+            if len(body) != end - begin:
+                raise FormatError("it is cut off")
+            self._cursor = (source, b"", start + end, 0)
+            return body
+        except FormatError as error:
+            raise self._damaged_pack(cid, source, offset, error) from None
+        except OSError as error:
+            raise disk.failure(error, f"read block {format_cid(cid)}", source.path) from error
+
+    def _read_into(self, cid: CidBytes, out: memoryview) -> bool:
+        found = self._find(cid[-KEY_SIZE:])
+        if found is None:
+            self._refuse_if_damaged(cid)
+            return False
+        source, offset = found
+        out = out if out.ndim == 1 and out.itemsize == 1 else out.cast("B")
+        head = encode_varint(len(cid) + len(out)) + cid
+        there = memoryview(bytearray(len(head)))
+        try:
+            done = source.read_into([there, out], offset)
+        except OSError as error:
+            raise disk.failure(error, f"read block {format_cid(cid)}", source.path) from error
+        if done == len(head) + len(out) and there == head:
+            return True
+        data = self._read_at(source, offset, cid)  # held under another codec, or something is wrong
+        if len(data) != len(out):
+            raise CorruptBlockError(
+                f"block {format_cid(cid)} in {self.location} has {len(data)} bytes where "
+                f"{len(out)} were expected; run verify, and fetch it again from elsewhere"
+            )
+        out[:] = data
+        return True
+
+    def _read_other_copy(self, cid: CidBytes) -> bytes | None:
+        key = cid[-KEY_SIZE:]
+        self._rotten.add(key)  # a put of it writes it anew
+        self._look_again()
+        for holder in self._directory.holders():
+            offset = holder.index.find(key)
+            if offset is not None:
+                with suppress(CorruptBlockError):
+                    data = self._read_at(cast(Source, holder), offset, cid)
+                    if matches(cid, data):
+                        return data
+        return None
+
+    def get_many(self, cids: Sequence[CidLike]) -> Sequence[bytes]:
+        """Return the bytes of many blocks, in order, each verified.
+
+        They are read in the order in which they lie; large ones in threads.
+        """
+        keys = [as_cid_bytes(cid) for cid in cids]
+        found = self._find_many_here([key[-KEY_SIZE:] for key in keys])
+        if len(keys) < 2 or any(place is None for place in found):
+            return map_ordered(self.get, keys) if len(keys) < 64 else [self.get(k) for k in keys]
+        places = [(id(place[0]), place[1], i) for i, place in enumerate(found) if place]
+        places.sort()
+        span = sum(b[1] - a[1] for a, b in pairwise(places) if a[0] == b[0])
+        if span > _EXACT * len(places):
+            return map_ordered(self.get, keys)
+        out = [b""] * len(keys)
+        for _, _, i in places:
+            out[i] = self.get(keys[i])
+        return out
+
+    def _has(self, cid: CidBytes) -> bool:
+        return self._find(cid[-KEY_SIZE:]) is not None
+
+    def has_many(self, cids: Sequence[CidLike]) -> Sequence[bool]:
+        """Tell for each of many blocks whether it is held."""
+        keys = [as_cid_bytes(cid)[-KEY_SIZE:] for cid in cids]
+        flags = [found is not None for found in self._find_many_here(keys)]
+        if not all(flags) and self._look_again():
+            flags = [found is not None for found in self._find_many_here(keys)]
+        return flags
+
+    def _size(self, cid: CidBytes) -> int | None:
+        found = self._find(cid[-KEY_SIZE:])
+        if found is None:
+            self._refuse_if_damaged(cid)
+            return None
+        source, offset = found
+        try:
+            held, begin, end = parse_section(source.read(offset, 300))
+            if held[-KEY_SIZE:] != cid[-KEY_SIZE:]:
+                raise FormatError("a section of another block is there")
+        except FormatError as error:
+            raise self._damaged_pack(cid, source, offset, error) from None
+        except OSError as error:
+            raise disk.failure(error, f"read block {format_cid(cid)}", source.path) from error
+        return end - begin
+
+    def list(self) -> Iterator[CidBytes]:
+        """Yield the CID of every block that is held, each multihash once."""
+        self._look_again()
+        seen: list[Pack] = []
+        for holder in self._directory.holders():
+            if not isinstance(holder, Pack):
+                continue
+            try:
+                for cid, _, _ in iter_sections(holder, holder.index):
+                    key = cid[-KEY_SIZE:]
+                    if all(pack.index.find(key) is None for pack in seen):
+                        yield cid
+            except FormatError as error:
+                raise CorruptBlockError(
+                    f"pack {holder.path} is damaged: {error}; run verify, and fetch its blocks "
+                    "again from elsewhere"
+                ) from None
+            except OSError as error:
+                raise disk.failure(error, "list the blocks of a pack", holder.path) from error
+            seen.append(holder)
+        writer = self._writer
+        for open_pack in (*self._inherited, *([writer] if writer else [])):
+            for cid, _, _ in open_pack.sections():
+                if all(pack.index.find(cid[-KEY_SIZE:]) is None for pack in seen):
+                    yield cid
+
+    def stats(self) -> PackStats:
+        """Count packs, blocks and bytes."""
+        self._look_again()
+        packs = list(self._packs.values())
+        writer = self._writer
+        return PackStats(
+            packs=len(packs),
+            blocks=sum(pack.index.count for pack in packs),
+            bytes=sum(pack.file_size for pack in packs),
+            unflushed=writer.count if writer is not None else 0,
+            damaged=tuple(self._damaged.values()),
+        )
+
+    # -- finding ----------------------------------------------------------------------------
+
+    def _find_here(self, key: bytes) -> tuple[Source, int] | None:
+        writer = self._writer
+        if writer is not None:
+            offset = writer.places.get(key)
+            if offset is not None:
+                return writer, offset
+        return cast("tuple[Source, int] | None", self._directory.find(key))
+
+    def _find_many_here(self, keys: Sequence[bytes]) -> Sequence[tuple[Source, int] | None]:
+        writer = self._writer
+        places = writer.places if writer is not None else {}
+        found = cast("list[tuple[Source, int] | None]", self._directory.find_many(keys))
+        if writer is not None and places:
+            for i, key in enumerate(keys):
+                if found[i] is None and key in places:
+                    found[i] = (writer, places[key])
+        return found
+
+    def _find(self, key: bytes) -> tuple[Source, int] | None:
+        """Find a block, with another look at the folder before giving up."""
+        found = self._find_here(key)
+        if found is not None:
+            return found
+        for _ in range(_ATTEMPTS):
+            if not self._look_again():
+                break
+            found = self._find_here(key)
+            if found is not None:
+                return found
+        for writer in self._inherited:
+            for run in writer.runs:
+                offset = run.index.find(key)
+                if offset is not None:
+                    return run, offset
+            offset = writer.places.get(key)
+            if offset is not None:
+                return writer, offset
+        return None
+
+    def _look_again(self) -> bool:
+        try:
+            return self._refresh()
+        except OSError as error:
+            raise disk.failure(error, "look at the packs", self._folder) from error
+
+    def _refresh(self) -> bool:
+        """Learn what packs there are now; tell whether there are new ones."""
+        if os.stat(self._folder).st_mtime_ns == self._stamp:
+            return False
+        with self._scan_lock:
+            news = False
+            for _ in range(_ATTEMPTS):
+                began = time.time_ns()
+                stamp = os.stat(self._folder).st_mtime_ns
+                names = {name for name in os.listdir(self._folder) if is_pack_name(name)}
+                gone = self._packs.keys() - names
+                vanished = False
+                for name in sorted(names - self._packs.keys() - self._damaged.keys()):
+                    try:
+                        pack = Pack(os.path.join(self._folder, name))
+                    except FileNotFoundError:  # merged into another one just now
+                        vanished = True
+                    except FormatError as error:
+                        self._damaged[name] = str(error)
+                    else:
+                        self._packs[name] = pack
+                        self._directory.add(pack)
+                        news = True
+                if vanished or (gone and not self._is_listing(names)):
+                    continue  # a folder can be listed without the old name and without the new
+                for name in gone:
+                    self._directory.replace([self._packs.pop(name)], None)
+                for name in self._damaged.keys() - names:
+                    del self._damaged[name]
+                self._stamp = stamp if began - stamp > _COARSE else -1
+                break
+            return news
+
+    def _is_listing(self, names: set[str]) -> bool:
+        return names == {name for name in os.listdir(self._folder) if is_pack_name(name)}
+
+    def _damaged_pack(
+        self, cid: CidBytes, source: Source, offset: int, error: FormatError
+    ) -> CorruptBlockError:
+        return CorruptBlockError(
+            f"block {format_cid(cid)} cannot be read at {offset} in pack {source.path}: {error}; "
+            "run verify, and fetch it again from elsewhere"
+        )
+
+    def _refuse_if_damaged(self, cid: CidBytes) -> None:
+        if self._damaged:
+            raise CorruptBlockError(
+                f"block {format_cid(cid)} is in no sound pack of {self._folder}, and may lie in a "
+                f"damaged one: {'; '.join(self._damaged.values())}"
+            )
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def _write(self, cid: CidBytes, data: BytesLike) -> None:
+        key = cid[-KEY_SIZE:]
+        with self._lock:
+            writer = self._writer
+            if writer is not None and key in writer.places:
+                return
+            if self._directory.find(key) is not None and key not in self._rotten:
+                return
+            try:
+                if writer is None:
+                    writer = self._open_writer()
+                elif writer.full:
+                    self._seal()
+                    writer = self._open_writer()
+                writer.add(cid, key, data)
+                self._rotten.discard(key)
+            except OSError as error:
+                raise disk.failure(error, f"write block {format_cid(cid)}", self._folder) from error
+
+    def _open_writer(self) -> PackWriter:
+        self._writer = writer = PackWriter(self._folder, self._directory, self._lock)
+        return writer
+
+    def flush(self) -> None:
+        """Make every block that was put durable, and visible to other processes.
+
+        Raises
+        ------
+        StorageError
+            If the disk failed. What earlier flushes made durable is whole; what was put since can
+            still be read here, and flushed once the cause is gone.
+        """
+        try:
+            with self._lock:
+                if self._writer is not None:
+                    self._seal()
+                elif self._names_pending:
+                    self._sync_names()
+                else:
+                    return
+        except OSError as error:
+            raise disk.failure(error, "flush the blocks", self._folder) from error
+        # The blocks are safe: if tidying fails, the packs stay as they are until the next time.
+        with suppress(OSError):
+            self._merge()
+
+    def _seal(self) -> None:
+        writer = self._writer
+        if writer is None:
+            return
+        if self._lost is not None:
+            raise self._lost
+        if writer.tainted:
+            writer = self._renew(writer)
+        pack = writer.seal()
+        self._names_pending = True
+        with self._scan_lock:
+            self._packs[pack.name] = pack
+        self._writer = None
+        self._sync_names()
+
+    def _sync_names(self) -> None:
+        disk.fsync_folder(self._folder)
+        self._names_pending = False
+
+    def _renew(self, old: PackWriter) -> PackWriter:
+        """Copy an open pack into a new file, after an fsync of the old one failed.
+
+        The kernel may have dropped what did not reach the disk, so each block is verified.
+        """
+        fresh = PackWriter(self._folder, self._directory, self._lock)
+        try:
+            for cid, offset, size in old.sections():
+                data = old.body(cid, offset, size)
+                if not matches(cid, data):
+                    self._lost = StorageError(
+                        f"block {format_cid(cid)} was lost when {old.path} could not be written; "
+                        "open the repository anew and write what was not flushed again"
+                    )
+                    raise self._lost
+                fresh.add(cid, cid[-KEY_SIZE:], data)
+        except BaseException:
+            fresh.discard()
+            raise
+        old.discard()
+        self._writer = fresh
+        return fresh
+
+    def close(self) -> None:
+        """Release files and memory. What was not flushed is lost."""
+        with self._lock, self._scan_lock:
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                with suppress(OSError):
+                    writer.discard()
+            self._inherited = ()
+            self._cursor = None
+            self._directory.clear()
+            self._packs.clear()
+            self._damaged.clear()
+            self._stamp = -1
+
+    # -- tidying ----------------------------------------------------------------------------
+
+    def _merge(self) -> None:
+        """Merge small packs, unless another process is at it."""
+        if not choose(self._mergeable()):
+            return
+        with self._scan_lock:
+            lock = os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if disk.try_lock(lock) is not False:
+                    self._refresh()
+                    packs = choose(self._mergeable())
+                    if packs:
+                        self._replace(packs, merge(self._folder, packs))
+            except DamagedPackError as error:  # left as it is, for verify to find
+                self._unmergeable.add(error.pack.name)
+            finally:
+                os.close(lock)
+
+    def _mergeable(self) -> Sequence[Pack]:
+        return [p for name, p in list(self._packs.items()) if name not in self._unmergeable]
+
+    def _replace(self, old: Sequence[Pack], new: Pack | None) -> None:
+        """Put a new pack in the place of old ones."""
+        disk.fsync_folder(self._folder)
+        if new is not None:
+            same = self._packs.get(new.name)  # another process merged the same packs
+            if same is not None and same not in old:
+                old = [*old, same]
+            self._packs[new.name] = new
+        self._directory.replace(old, new)
+        for pack in old:
+            if new is None or pack.name != new.name:
+                disk.unlink(pack.path)
+                self._packs.pop(pack.name, None)
+
+    def _delete(self, cid: CidBytes) -> None:
+        self.delete_many([cid])
+
+    def delete_many(self, cids: Iterable[CidLike]) -> None:
+        """Forget many blocks: every pack that holds one of them is written anew without them.
+
+        What was put before is flushed first.
+        """
+        if self.read_only:
+            raise ReadOnlyError(f"{self.location} is open for reading only")
+        drop = {as_cid_bytes(cid)[-KEY_SIZE:] for cid in cids}
+        self.flush()
+        self._look_again()
+        with self._scan_lock:
+            self._cursor = None
+            for pack in list(self._packs.values()):
+                here = [key for key in drop if pack.index.find(key) is not None]
+                if here:
+                    try:
+                        self._replace([pack], merge(self._folder, [pack], drop))
+                    except OSError as error:
+                        raise disk.failure(error, "write a pack anew", pack.path) from error
+
+    def _after_fork(self) -> None:
+        """In a forked child: read what the parent had, write into packs of its own."""
+        self._lock = threading.RLock()
+        self._scan_lock = threading.RLock()
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.abandon(self._lock)
+            self._inherited = (*self._inherited, writer)
+        self._directory = Directory()
+        for pack in self._packs.values():
+            self._directory.add(pack)
+
+
+_stores: weakref.WeakSet[LocalBlocks] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for store in list(_stores):
+        store._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
