@@ -1,1 +1,76 @@
-"""Git for arrays, on IPFS: a content-addressable chunk store for Zarr on IPLD."""
+"""Git for arrays, on IPFS: a content-addressable chunk store for Zarr on IPLD.
+
+The public names are imported when they are first used, so that importing the package loads neither
+zarr nor anything optional.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cas_zarr.errors import (
+        BlockNotFoundError,
+        CasZarrError,
+        ConflictError,
+        CorruptBlockError,
+        FormatError,
+        InvalidArgumentError,
+        InvalidCIDError,
+        InvalidKeyError,
+        LimitError,
+        MissingDependencyError,
+        NotFoundError,
+        ReadOnlyError,
+        RepositoryNotFoundError,
+        StorageError,
+        VersionNotFoundError,
+        WriteOnceError,
+    )
+    from cas_zarr.mapping import CASMapping
+    from cas_zarr.repository.commit import Commit
+    from cas_zarr.repository.repository import Repository
+    from cas_zarr.store import CASStore
+
+__all__ = [
+    "BlockNotFoundError",
+    "CASMapping",
+    "CASStore",
+    "CasZarrError",
+    "Commit",
+    "ConflictError",
+    "CorruptBlockError",
+    "FormatError",
+    "InvalidArgumentError",
+    "InvalidCIDError",
+    "InvalidKeyError",
+    "LimitError",
+    "MissingDependencyError",
+    "NotFoundError",
+    "ReadOnlyError",
+    "Repository",
+    "RepositoryNotFoundError",
+    "StorageError",
+    "VersionNotFoundError",
+    "WriteOnceError",
+]
+
+_HOMES = {
+    "CASMapping": "cas_zarr.mapping",
+    "CASStore": "cas_zarr.store",
+    "Commit": "cas_zarr.repository.commit",
+    "Repository": "cas_zarr.repository.repository",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES.get(name, "cas_zarr.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

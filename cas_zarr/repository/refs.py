@@ -251,11 +251,20 @@ class Refs(ABC):
 
 
 class MemoryRefs(Refs):
-    """Refs in the memory of one process."""
+    """Refs in the memory of one process.
 
-    def __init__(self) -> None:
-        self._refs: dict[str, bytes] = {}
-        self._lock = threading.Lock()
+    Parameters
+    ----------
+    of : MemoryRefs, optional
+        Others to share the refs of.
+    read_only : bool
+        Whether moving a ref is refused.
+    """
+
+    def __init__(self, of: MemoryRefs | None = None, *, read_only: bool = False) -> None:
+        self._refs: dict[str, bytes] = {} if of is None else of._refs
+        self._lock: threading.Lock = threading.Lock() if of is None else of._lock
+        self.read_only = read_only
 
     # docstrings inherited
 

@@ -36,7 +36,7 @@ from cas_zarr.repository.commit import Commit
 from cas_zarr.repository.names import looks_like_cid
 from cas_zarr.repository.refs import Branch, Refs
 
-__all__ = ["Resolved", "read_commit", "resolve", "root_of"]
+__all__ = ["Resolved", "not_found", "read_commit", "resolve", "root_of"]
 
 _STEPS = re.compile(r"([~^])([0-9]{0,9})")
 _EXPRESSION = re.compile(r"([^~^]*)((?:[~^][0-9]{0,9})*)")
@@ -180,12 +180,17 @@ def _of_cid(blocks: BlockStore, refs: Refs, cid: CidBytes, name: str) -> Resolve
         ) from None
 
 
-def not_found(refs: Refs, name: str) -> VersionNotFoundError:
-    """Return the error for a name that nothing has, with the nearest names."""
-    names = refs.tags() + refs.branches()
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or sorted(names)[:5]
+def not_found(
+    refs: Refs, name: str, *, kind: str = "version", names: list[str] | None = None
+) -> VersionNotFoundError:
+    """Return the error for a name that nothing has, with the nearest of `names`."""
+    if names is None:
+        names = refs.tags() + refs.branches()
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
         hint = "did you mean " + " or ".join(repr(one) for one in near) + "?"
+    elif names:
+        hint = "there are " + ", ".join(repr(one) for one in names[:10])
     else:
-        hint = "nothing was committed here yet"
-    return VersionNotFoundError(f"there is no version {name!r} in {refs.location}; {hint}")
+        hint = "there is none yet"
+    return VersionNotFoundError(f"there is no {kind} {name!r} in {refs.location}; {hint}")

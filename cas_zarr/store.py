@@ -1,0 +1,532 @@
+"""`CASStore`: the adapter to zarr-python 3, and the only asynchronous code of the package.
+
+The core is synchronous and quick: the asynchronous methods call it in place, since a hop to a
+thread costs more than most of what they do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
+
+from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+
+from cas_zarr.cid import CidBytes, CidLike, as_cid_bytes, format_cid, to_cid
+from cas_zarr.consolidated import Consolidation, is_composed
+from cas_zarr.errors import CasZarrError, InvalidArgumentError, ReadOnlyError
+from cas_zarr.mapping import CASMapping
+from cas_zarr.repository.repository import MEMORY, Repository
+from cas_zarr.repository.session import Session, View
+from cas_zarr.repository.versions import root_of
+
+if TYPE_CHECKING:
+    from multiformats import CID
+    from zarr.abc.store import ByteRequest
+
+__all__ = ["CASStore"]
+
+Location: TypeAlias = "str | os.PathLike[str] | Repository | Session | CASMapping"
+
+_REFUSAL = "store was opened in read-only mode and does not support writing"
+
+
+class CASStore(Store):
+    """A content-addressed store for zarr-python 3.
+
+    Parameters
+    ----------
+    location : str, path, Repository, Session or CASMapping
+        The folder of a repository, made by the first write; ``memory://name`` for one in this
+        process; or something that is open already.
+    version : str, bytes or CID, optional
+        A tag, a branch (its newest commit), a commit, a root, or ``main~2``: for reading only.
+    branch : str
+        Without a version: the branch whose working root is shown and written to.
+    read_only : bool
+        Refuse to write.
+    strict : bool
+        Refuse to bind a key to another value.
+    hash : str, optional
+        For a new repository: ``blake3``, the default, or ``sha2-256``.
+    author : str
+        Who commits, unless a commit says otherwise.
+
+    Raises
+    ------
+    RepositoryNotFoundError
+        If there is no repository to read, or the folder holds something else.
+    VersionNotFoundError
+        If there is no such version or branch.
+
+    Notes
+    -----
+    What was written is visible to others after `flush`, `commit`, `close`, the end of a ``with``,
+    and a normal exit of the interpreter.
+    """
+
+    supports_writes: bool = True
+    supports_deletes: bool = True
+    supports_listing: bool = True
+
+    def __init__(
+        self,
+        location: Location,
+        *,
+        version: CidLike | None = None,
+        branch: str = "main",
+        read_only: bool = False,
+        strict: bool = False,
+        hash: str | None = None,
+        author: str = "",
+    ) -> None:
+        read_only = read_only or version is not None
+        pin: CidBytes | None = None
+        session: Session | View
+        shown: str | None = branch
+        if isinstance(location, Session):
+            session, shown = location, location.branch
+        elif isinstance(location, CASMapping):
+            session, shown = View(location), None
+            read_only = read_only or location.read_only
+        else:
+            repository = _repository(location, read_only, hash, author)
+            if read_only:
+                if version is None:
+                    pin = root_of(repository.blocks, repository.record(branch))
+                else:
+                    pin = repository.resolve(version).root
+                session = _view(repository, pin)
+            else:
+                session = repository.session(branch, strict=strict)
+        if version is not None and isinstance(location, (Session, CASMapping)):
+            raise InvalidArgumentError(
+                "a session or a mapping is at one version; give its repository to open another"
+            )
+        self._set_up(session, shown, version, read_only=read_only, strict=strict, pin=pin)
+
+    def _set_up(
+        self,
+        session: Session | View,
+        branch: str | None,
+        version: CidLike | None,
+        *,
+        read_only: bool,
+        strict: bool,
+        pin: CidBytes | None,
+    ) -> None:
+        super().__init__(read_only=read_only)
+        self._session = session
+        self._tree = session.tree  # one step less on the way to each value
+        self._branch = branch
+        self._version = version
+        self._strict = strict
+        self._pin = pin
+        self._consolidation: Consolidation | None = None
+
+    # -- what it is ---------------------------------------------------------------------------
+
+    @property
+    def location(self) -> str:
+        """The path of the repository's folder, ``memory://name``, or words for a mapping."""
+        repository = self._session.repository
+        return self._tree.mapping.blocks.location if repository is None else repository.location
+
+    @property
+    def mapping(self) -> CASMapping:
+        """The keys and values, as a mapping."""
+        return self._tree.mapping
+
+    @property
+    def session(self) -> Session | View:
+        """The session behind this store, shared with its read-only siblings."""
+        return self._session
+
+    def __str__(self) -> str:
+        return f"cas-zarr://{self.location}{self._which()}"
+
+    def __repr__(self) -> str:
+        return f"CASStore('{self}'{', read_only=True' if self._read_only else ''})"
+
+    def _which(self) -> str:
+        version = self._version
+        if version is not None:
+            return f"@{version if isinstance(version, str) else format_cid(as_cid_bytes(version))}"
+        return "" if self._branch is None else f"#{self._branch}"
+
+    def _identity(self) -> tuple[object, ...]:
+        if self._session.repository is None:
+            return id(self._tree.mapping), self._read_only
+        return self.location, self._which(), self._read_only
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CASStore) and self._identity() == other._identity()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    # -- versions -----------------------------------------------------------------------------
+
+    @property
+    def root(self) -> CID | None:
+        """The root as of the last flush; None before the first one of a new branch."""
+        root = self._session.root
+        return None if root is None else to_cid(root)
+
+    def flush(self) -> CID:
+        """Make all changes durable, show them to whoever opens the branch next.
+
+        Returns
+        -------
+        CID
+            The root: it names and verifies the whole dataset as it is now.
+
+        Raises
+        ------
+        ConflictError
+            If another writer changed the same things meanwhile. Their work stands, and this
+            store's root is kept under a name that the message has.
+        StorageError
+            If the disk failed. Nothing that was flushed before is lost; flush again.
+        """
+        return to_cid(self._session.flush())
+
+    def commit(self, message: str, **options: Any) -> CID:
+        """Flush, and make the root a commit of the branch.
+
+        Parameters
+        ----------
+        message : str
+            What changed and why, at most 64 KiB.
+        **options
+            ``author``, ``metadata`` and ``time``, as `Session.commit` has them.
+
+        Returns
+        -------
+        CID
+            The commit.
+        """
+        self._check_writable()
+        return to_cid(self._session.commit(message, **options))
+
+    def cid(self, path: str = "", box: tuple[slice | tuple[int, int], ...] | None = None) -> CID:
+        """Return the CID of a node, or of a box of an array's chunks.
+
+        Parameters
+        ----------
+        path : str
+            The node; "" is the root.
+        box : tuple of slices or of pairs of int, optional
+            For an array, in chunks, one for each dimension.
+        """
+        return to_cid(self._tree.mapping.cid(path, box))
+
+    # -- opening and closing --------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Flush. A read-only store leaves its writable siblings as they are."""
+        super().close()
+        if not self._read_only:
+            self._session.close()
+
+    def with_read_only(self, read_only: bool = False) -> Self:
+        """Return a store of the same data for reading only, or for writing.
+
+        A sibling for reading shares the session: it sees what was not flushed yet.
+
+        Raises
+        ------
+        ReadOnlyError
+            If this is a version, which cannot be written.
+        """
+        if not read_only and self._session.tree.target is None and isinstance(self._session, View):
+            return self._writable()
+        sibling = type(self).__new__(type(self))
+        sibling._set_up(
+            self._session,
+            self._branch,
+            self._version,
+            read_only=read_only,
+            strict=self._strict,
+            pin=self._pin,
+        )
+        return sibling
+
+    def _writable(self) -> Self:
+        repository = self._session.repository
+        if self._version is not None or repository is None or self._branch is None:
+            raise ReadOnlyError(
+                f"{self} is a version and cannot be written; open its branch, or make a branch of "
+                "it to write"
+            )
+        return type(self)(
+            repository.location,
+            branch=self._branch,
+            strict=self._strict,
+            author=repository.author,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        repository = self._session.repository
+        if repository is None:
+            raise CasZarrError(
+                "a store on a bare mapping cannot be pickled; open it from a repository's location"
+            )
+        if self._session.dirty:
+            raise CasZarrError(
+                f"{self} has unflushed changes, which a pickled copy would not see; flush first"
+            )
+        pin = self._pin
+        if self._read_only and pin is None:
+            pin = self._session.root
+        options = {
+            "branch": self._branch,
+            "strict": self._strict,
+            "author": repository.author,
+        }
+        process = os.getpid() if self.location.startswith(MEMORY) else None
+        return (
+            _unpickle,
+            (type(self), self.location, self._version, self._read_only, pin, options, process),
+        )
+
+    # -- consolidated metadata ------------------------------------------------------------------
+
+    @property
+    def supports_consolidated_metadata(self) -> bool:
+        """Whether zarr may look for consolidated metadata.
+
+        Only for reading, where they are composed: in a store that changes, they would be stale
+        as soon as they were read.
+        """
+        return self._read_only
+
+    def _compose(self, key: str) -> bytes | None:
+        mapping = self._tree.mapping
+        if not mapping.read_only:  # it may change before the next time
+            return Consolidation(mapping, fixed=False).get(key)
+        if self._consolidation is None:
+            self._consolidation = Consolidation(mapping, fixed=True)
+        return self._consolidation.get(key)
+
+    # -- reading --------------------------------------------------------------------------------
+
+    def get_sync(
+        self,
+        key: str,
+        *,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """Return a value, verified, or None; see `zarr.abc.store.SupportsGetSync`."""
+        if prototype is None:
+            prototype = default_buffer_prototype()
+        if byte_range is not None or (self._read_only and key[-1:] in "an" and is_composed(key)):
+            return self._get_part(key, prototype, byte_range)
+        data = self._tree.mapping.get_value(key)
+        return None if data is None else prototype.buffer.from_bytes(data)  # type: ignore[arg-type]
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        # docstring inherited
+        return self.get_sync(key, prototype=prototype, byte_range=byte_range)
+
+    def _get_part(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None
+    ) -> Buffer | None:
+        mapping = self._tree.mapping
+        if self._read_only and is_composed(key):
+            whole = self._compose(key)
+            if whole is None:
+                return None
+            start, stop = _bounds(byte_range, len(whole))
+            return prototype.buffer.from_bytes(whole[start:stop])
+        size = mapping.size_of(key) if isinstance(byte_range, SuffixByteRequest) else None
+        if size is None and isinstance(byte_range, SuffixByteRequest):
+            return None
+        start, stop = _bounds(byte_range, size)
+        data = mapping.get_value(key, start, stop)
+        return None if data is None else prototype.buffer.from_bytes(data)  # type: ignore[arg-type]
+
+    async def get_partial_values(
+        self,
+        prototype: BufferPrototype,
+        key_ranges: Iterable[tuple[str, ByteRequest | None]],
+    ) -> list[Buffer | None]:
+        # docstring inherited
+        return [
+            self.get_sync(key, prototype=prototype, byte_range=byte_range)
+            for key, byte_range in key_ranges
+        ]
+
+    async def exists(self, key: str) -> bool:
+        # docstring inherited
+        return self._tree.mapping.exists(key)
+
+    async def getsize(self, key: str) -> int:
+        # docstring inherited
+        if self._read_only and is_composed(key):
+            whole = self._compose(key)
+            size = None if whole is None else len(whole)
+        else:
+            size = self._tree.mapping.size_of(key)
+        if size is None:
+            raise FileNotFoundError(key)
+        return size
+
+    async def getsize_prefix(self, prefix: str) -> int:
+        # docstring inherited
+        return self._tree.mapping.prefix_size(_folder(prefix))
+
+    async def is_empty(self, prefix: str) -> bool:
+        # docstring inherited
+        for _ in self._tree.mapping.list_keys(_folder(prefix)):
+            return False
+        return True
+
+    async def list(self) -> AsyncIterator[str]:
+        # docstring inherited
+        for key in self._tree.mapping.list_keys():
+            yield key
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        # docstring inherited
+        for key in self._tree.mapping.list_keys(prefix):
+            yield key
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        # docstring inherited
+        for name in self._tree.mapping.list_folder(prefix.rstrip("/")):
+            yield name
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        """Hold a value; see `zarr.abc.store.SupportsSetSync`.
+
+        It is hashed and written or copied before this returns: the caller may change it then.
+        """
+        if self._read_only:
+            self._check_writable()
+        target = self._tree.target
+        if target is None:
+            target = self._session.prepare()
+        try:
+            data = value.as_numpy_array()
+        except AttributeError:
+            raise _no_buffer(value) from None
+        target.set_value(key, data)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        # docstring inherited
+        self.set_sync(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        # docstring inherited
+        self._check_writable()
+        if not self._session.prepare().exists(key):
+            self.set_sync(key, value)
+
+    async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
+        for key, value in values:
+            self.set_sync(key, value)
+
+    def delete_sync(self, key: str) -> None:
+        """Forget a key, if it is there; see `zarr.abc.store.SupportsDeleteSync`."""
+        if self._read_only:
+            self._check_writable()
+        target = self._tree.target
+        if target is None:
+            target = self._session.prepare()
+        target.discard(key)
+
+    async def delete(self, key: str) -> None:
+        # docstring inherited
+        self.delete_sync(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        # docstring inherited
+        self._check_writable()
+        self._session.prepare().discard_prefix(_folder(prefix))
+
+    async def clear(self) -> None:
+        # docstring inherited
+        self._check_writable()
+        self._session.prepare().discard_prefix("")
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise ReadOnlyError(f"{_REFUSAL}; open a branch for writing instead of {self}")
+
+
+def _repository(
+    location: str | os.PathLike[str] | Repository, read_only: bool, hash: str | None, author: str
+) -> Repository:
+    if isinstance(location, Repository):
+        return location
+    if read_only:
+        return Repository.open(location, hash=hash, read_only=True, author=author)
+    return Repository.prepare(location, hash=hash, author=author)
+
+
+def _view(repository: Repository, root: CidBytes | None) -> View:
+    """Return a fixed version of a repository."""
+    return View(
+        CASMapping(repository.blocks, root, hash=repository.hash, read_only=True), repository
+    )
+
+
+def _folder(prefix: str) -> str:
+    return prefix if prefix == "" or prefix.endswith("/") else prefix + "/"
+
+
+def _bounds(byte_range: ByteRequest | None, size: int | None) -> tuple[int, int | None]:
+    if byte_range is None:
+        return 0, size
+    if isinstance(byte_range, RangeByteRequest):
+        return byte_range.start, byte_range.end
+    if isinstance(byte_range, OffsetByteRequest):
+        return byte_range.offset, size
+    if isinstance(byte_range, SuffixByteRequest) and size is not None:
+        return max(0, size - byte_range.suffix), size
+    raise InvalidArgumentError(f"Unexpected byte_range, got {byte_range}.")
+
+
+def _no_buffer(value: object) -> TypeError:
+    return TypeError(
+        f"CASStore.set(): `value` must be a Buffer instance. Got an instance of {type(value)} "
+        "instead."
+    )
+
+
+def _unpickle(
+    kind: type[CASStore],
+    location: str,
+    version: CidLike | None,
+    read_only: bool,
+    pin: CidBytes | None,
+    options: dict[str, Any],
+    process: int | None,
+) -> CASStore:
+    if process is not None and process != os.getpid():
+        raise CasZarrError(
+            f"{location} is in the memory of process {process} and cannot be opened in another; "
+            "use a folder"
+        )
+    if not read_only:
+        return kind(location, **options)
+    repository = Repository.open(location, read_only=True, author=options["author"])
+    store = kind.__new__(kind)
+    store._set_up(
+        _view(repository, pin),
+        options["branch"],
+        version,
+        read_only=True,
+        strict=options["strict"],
+        pin=pin,
+    )
+    return store

@@ -1,0 +1,484 @@
+"""Sessions: flush, commit, two writers, what is left at the end, fork."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cas_zarr.cid import format_cid
+from cas_zarr.errors import (
+    CasZarrError,
+    ConflictError,
+    InvalidArgumentError,
+    LimitError,
+    ReadOnlyError,
+    StorageError,
+    VersionNotFoundError,
+)
+from cas_zarr.repository.refs import Branch
+from cas_zarr.repository.repository import Repository
+from cas_zarr.repository.session import Session, View
+
+Forked = Callable[[Callable[[], object]], int]
+Strike = Callable[[int, Callable[[], object]], list[str]]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "repo"
+
+
+def opened(path: Path) -> Session:
+    return Repository.prepare(path).session()
+
+
+def content(path: Path) -> dict[str, bytes]:
+    mapping = opened(path).mapping
+    return {key: bytes(mapping[key]) for key in mapping}
+
+
+def test_a_flush_shows_to_the_next_session(path: Path) -> None:
+    one = opened(path)
+    one.prepare().set_value("a", b"1")
+    assert one.dirty
+    assert content(path) == {}
+    root = one.flush()
+    assert not one.dirty
+    assert one.root == root
+    assert content(path) == {"a": b"1"}
+    assert Repository.open(path).refs.branch("main") == Branch(work=root)
+    one.prepare().set_value("b", b"2")
+    one.flush()
+    assert content(path) == {"a": b"1", "b": b"2"}
+
+
+def test_nothing_is_made_before_the_first_write(path: Path) -> None:
+    one = opened(path)
+    assert list(one.mapping) == []
+    empty = one.flush()
+    one.close()
+    assert not path.exists()
+    one.prepare().set_value("a", b"1")
+    one.prepare().discard("a")
+    assert one.flush() == empty
+
+
+def test_a_flush_of_nothing_moves_no_ref(path: Path) -> None:
+    one = opened(path)
+    one.prepare().set_value("a", b"1")
+    root = one.flush()
+    before = (path / "refs/heads/main").stat()
+    assert one.flush() == root
+    one.prepare().set_value("a", b"2")
+    one.prepare().set_value("a", b"1")
+    assert one.flush() == root
+    assert (path / "refs/heads/main").stat() == before
+
+
+def test_a_commit_is_a_step_of_history(path: Path) -> None:
+    one = opened(path)
+    one.prepare().set_value("a", b"1")
+    first = one.commit("first", author="A", time=1, metadata={"k": [1, None]})
+    one.prepare().set_value("a", b"2")
+    second = one.commit("second")
+    repository = Repository.open(path)
+    log = list(repository.log("main"))
+    assert [entry.cid for entry in log] == [second, first]
+    assert log[1].commit.message == "first"
+    assert log[1].commit.author == "A"
+    assert log[1].commit.time == 1
+    assert log[1].commit.metadata == {"k": [1, None]}
+    assert log[1].commit.parents == ()
+    assert log[0].commit.parents == (first,)
+    assert log[0].commit.root == one.root
+    assert repository.refs.branch("main") == Branch(commit=second, work=one.root)
+
+
+def test_equal_data_has_an_equal_root_whoever_commits_it(tmp_path: Path) -> None:
+    roots = set()
+    for name in ("a", "b"):
+        one = opened(tmp_path / name)
+        one.prepare().set_value("a", b"1")
+        one.commit(name, author=name)
+        roots.add(one.root)
+    assert len(roots) == 1
+
+
+def test_a_commit_of_an_empty_branch(path: Path) -> None:
+    one = opened(path)
+    cid = one.commit("nothing yet")
+    assert [entry.cid for entry in Repository.open(path).log()] == [cid]
+
+
+def test_a_bad_message_loses_nothing(path: Path) -> None:
+    one = opened(path)
+    one.prepare().set_value("a", b"1")
+    with pytest.raises(LimitError):
+        one.commit("x" * 70_000)
+    one.flush()
+    assert content(path) == {"a": b"1"}
+
+
+def test_the_author_is_the_repositorys_unless_said(path: Path) -> None:
+    session = Repository.prepare(path, author="Ada <ada@example.org>").session()
+    session.commit("one")
+    session.commit("two", author="Bo")
+    assert [entry.commit.author for entry in Repository.open(path).log()] == [
+        "Bo",
+        "Ada <ada@example.org>",
+    ]
+
+
+# -- two writers ----------------------------------------------------------------------------------
+
+
+def test_disjoint_changes_are_united(path: Path) -> None:
+    one, two = opened(path), opened(path)
+    one.prepare().set_value("a", b"1")
+    two.prepare().set_value("b", b"2")
+    one.flush()
+    root = two.flush()
+    assert content(path) == {"a": b"1", "b": b"2"}
+    assert bytes(two.mapping["a"]) == b"1"
+    one.prepare().set_value("c", b"3")
+    assert one.flush() != root
+    assert content(path) == {"a": b"1", "b": b"2", "c": b"3"}
+
+
+def test_united_again_and_again(path: Path) -> None:
+    sessions = [opened(path) for _ in range(3)]
+    expected = {}
+    for turn in range(4):
+        for number, session in enumerate(sessions):
+            key, value = f"k{number}", b"%d" % turn
+            session.prepare().set_value(key, value)
+            session.flush()
+            expected[key] = value
+            assert content(path) == expected
+
+
+def test_equal_changes_do_not_conflict(path: Path) -> None:
+    one, two = opened(path), opened(path)
+    one.prepare().set_value("a", b"1")
+    two.prepare().set_value("a", b"1")
+    assert one.flush() == two.flush()
+    assert content(path) == {"a": b"1"}
+
+
+def test_overlapping_changes_conflict_and_nothing_is_lost(path: Path) -> None:
+    one, two = opened(path), opened(path)
+    one.prepare().set_value("a", b"1")
+    two.prepare().set_value("a", b"2")
+    two.prepare().set_value("b", b"2")
+    one.flush()
+    with pytest.raises(ConflictError, match="conflicts/main/") as caught:
+        two.flush()
+    assert content(path) == {"a": b"1"}
+    repository = Repository.open(path)
+    (name,) = repository.refs.all_kept()
+    assert repr(name) in str(caught.value)
+    kept = repository.at(name)
+    assert {key: bytes(kept[key]) for key in kept} == {"a": b"2", "b": b"2"}
+    assert format_cid(repository.resolve(name).root) in str(caught.value)
+    with pytest.raises(ConflictError):  # it is told again, and kept once
+        two.flush()
+    assert repository.refs.all_kept() == [name]
+    del two, caught  # leaving does not tell what was told
+    gc.collect()
+
+
+def test_a_conflict_can_be_settled_in_the_session(path: Path) -> None:
+    one, two = opened(path), opened(path)
+    one.prepare().set_value("a", b"1")
+    two.prepare().set_value("a", b"2")
+    two.prepare().set_value("b", b"2")
+    one.flush()
+    with pytest.raises(ConflictError):
+        two.flush()
+    two.prepare().set_value("a", b"1")
+    two.flush()
+    assert content(path) == {"a": b"1", "b": b"2"}
+
+
+def test_commits_of_two_writers_are_one_history(path: Path) -> None:
+    one, two = opened(path), opened(path)
+    one.prepare().set_value("a", b"1")
+    two.prepare().set_value("b", b"2")
+    first = one.commit("one")
+    second = two.commit("two")
+    log = list(Repository.open(path).log())
+    assert [entry.cid for entry in log] == [second, first]
+    assert content(path) == {"a": b"1", "b": b"2"}
+
+
+def test_a_flush_after_anothers_commit_keeps_the_commit(path: Path) -> None:
+    one, two = opened(path), opened(path)
+    one.prepare().set_value("a", b"1")
+    one.flush()
+    three = opened(path)
+    commit = one.commit("same work, now history")
+    three.prepare().set_value("b", b"2")
+    root = three.flush()
+    assert Repository.open(path).refs.branch("main") == Branch(commit=commit, work=root)
+    two.close()
+
+
+def test_a_branch_that_was_deleted_meanwhile(path: Path) -> None:
+    one = opened(path)
+    one.prepare().set_value("a", b"1")
+    one.flush()
+    one.prepare().set_value("a", b"2")
+    Repository.open(path).delete_branch("main")
+    with pytest.raises(ConflictError, match="was deleted meanwhile"):
+        one.flush()
+    assert len(Repository.open(path).refs.all_kept()) == 1
+
+
+def _write_own_keys(path: str, number: int, times: int) -> None:
+    session = opened(Path(path))
+    for turn in range(times):
+        session.prepare().set_value(f"{number}.{turn}", b"%d" % number)
+        if turn % 2:
+            session.commit(f"{number} {turn}")
+        else:
+            session.flush()
+
+
+def test_eight_processes_lose_nothing(path: Path) -> None:
+    code = (
+        "import sys; sys.path[:0] = sys.argv[3].split(':');"
+        "from test_session import _write_own_keys;"
+        "_write_own_keys(sys.argv[1], int(sys.argv[2]), 6)"
+    )
+    here = str(Path(__file__).parent)
+    workers = [
+        subprocess.Popen([sys.executable, "-c", code, str(path), str(number), here])
+        for number in range(8)
+    ]
+    assert [worker.wait(120) for worker in workers] == [0] * 8
+    assert set(content(path)) == {f"{number}.{turn}" for number in range(8) for turn in range(6)}
+    assert len(list(Repository.open(path).log())) == 8 * 3
+
+
+def test_threads_share_a_session(path: Path) -> None:
+    session = opened(path)
+
+    def work(number: int) -> None:
+        for turn in range(20):
+            session.prepare().set_value(f"{number}.{turn}", b"%d" % turn)
+            if turn % 5 == 0:
+                session.flush()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    session.flush()
+    assert len(content(path)) == 80
+
+
+# -- the end --------------------------------------------------------------------------------------
+
+
+def test_what_is_left_is_flushed_when_the_session_goes(path: Path) -> None:
+    session = opened(path)
+    session.prepare().set_value("a", b"1")
+    del session
+    gc.collect()
+    assert content(path) == {"a": b"1"}
+
+
+def test_a_session_in_a_cycle_is_flushed_by_the_collector(path: Path) -> None:
+    session = opened(path)
+    session.prepare().set_value("a", b"1")
+    cycle: list[object] = [session]
+    cycle.append(cycle)
+    del session, cycle
+    gc.collect()
+    assert content(path) == {"a": b"1"}  # the next session waits for it
+
+
+def test_leaving_and_closing_flush(path: Path) -> None:
+    with opened(path) as session:
+        session.prepare().set_value("a", b"1")
+    assert content(path) == {"a": b"1"}
+    session.prepare().set_value("b", b"2")
+    session.close()
+    session.close()
+    assert content(path) == {"a": b"1", "b": b"2"}
+
+
+def test_an_exit_of_the_interpreter_flushes(path: Path) -> None:
+    code = (
+        "import sys; from cas_zarr import Repository;"
+        "session = Repository.prepare(sys.argv[1]).session();"
+        "session.prepare().set_value('a', b'1'); keep = [session]; keep.append(keep);"
+        "sys.exit(3)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(path)], timeout=60, check=False)
+    assert result.returncode == 3
+    assert content(path) == {"a": b"1"}
+
+
+def test_a_conflict_at_exit_is_told_and_kept(path: Path) -> None:
+    code = (
+        "import sys; from cas_zarr import Repository;"
+        "one = Repository.prepare(sys.argv[1]).session();"
+        "two = Repository.prepare(sys.argv[1]).session();"
+        "one.prepare().set_value('a', b'1'); two.prepare().set_value('a', b'2'); one.flush()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        timeout=60,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    (name,) = Repository.open(path).refs.all_kept()
+    assert name in result.stderr
+    assert content(path) == {"a": b"1"}
+
+
+# -- fork -----------------------------------------------------------------------------------------
+
+
+def test_a_child_does_not_flush_its_parents_session(path: Path, forked: Forked) -> None:
+    session = opened(path)
+    session.prepare().set_value("a", b"1")
+
+    def body() -> None:
+        nonlocal session
+        session.close()
+        del session
+        gc.collect()
+
+    assert forked(body) == 0
+    assert content(path) == {}
+    session.flush()
+    assert content(path) == {"a": b"1"}
+
+
+def test_a_child_of_a_clean_parent_writes_for_itself(path: Path, forked: Forked) -> None:
+    session = opened(path)
+    session.prepare().set_value("a", b"1")
+    session.flush()
+
+    def body() -> None:
+        assert bytes(session.mapping["a"]) == b"1"
+        session.prepare().set_value("child", b"1")
+        session.flush()
+
+    assert forked(body) == 0
+    session.prepare().set_value("parent", b"1")
+    session.flush()
+    assert content(path) == {"a": b"1", "child": b"1", "parent": b"1"}
+
+
+def test_a_child_of_an_unflushed_parent_must_not_write(path: Path, forked: Forked) -> None:
+    session = opened(path)
+    session.prepare().set_value("a", b"1")
+
+    def body() -> None:
+        with pytest.raises(CasZarrError, match="forked"):
+            session.prepare()
+
+    assert forked(body) == 0
+
+
+# -- crashes and failing disks --------------------------------------------------------------------
+
+
+def test_a_kill_at_any_write_of_a_commit(
+    path: Path, forked: Forked, strike: Strike, die: Callable[[], None]
+) -> None:
+    session = opened(path)
+    session.prepare().set_value("a", b"0")
+    session.commit("0")
+    del session
+    before = content(path)
+    at, died = 0, True
+    while died:
+        at += 1
+        after = {"a": b"%d" % at, "b": b"%d" % at}
+
+        def body(at: int = at, after: dict[str, bytes] = after) -> None:
+            other = opened(path)
+            strike(at, die)
+            for key, value in after.items():
+                other.prepare().set_value(key, value)
+            other.commit(str(at))
+
+        died = forked(body) != 0
+        now = content(path)
+        assert now in (before, after)
+        log = list(Repository.open(path).log())
+        assert log[-1].commit.message == "0"
+        for entry in log:
+            version = Repository.open(path).at(entry.cid)
+            assert {bytes(version[key]) for key in version} == {entry.commit.message.encode()}
+        before = now
+    assert at > 8
+    assert before == after
+
+
+@pytest.mark.parametrize("number", [5, 28])
+def test_a_failing_disk_loses_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, strike: Strike, number: int
+) -> None:
+    session = opened(path)
+    session.prepare().set_value("a", b"0")
+    session.flush()
+
+    def fail() -> None:
+        raise OSError(number, os.strerror(number))
+
+    at, calls = 0, [""]
+    while len(calls) >= at:
+        at += 1
+        value = b"%d" % at
+        before = content(path)
+        calls = strike(at, fail)
+        try:
+            session.prepare().set_value("a", value)
+            session.commit(str(at))
+            failed = False
+        except StorageError:
+            failed = True
+        monkeypatch.undo()
+        assert content(path) in (before, {"a": value})
+        session.prepare().set_value("a", value)
+        session.flush()
+        assert content(path) == {"a": value}
+        assert failed or len(calls) < at or content(path) == {"a": value}
+    assert at > 8
+
+
+# -- bad input ------------------------------------------------------------------------------------
+
+
+def test_sessions_that_cannot_be(path: Path) -> None:
+    opened(path).commit("first")
+    with pytest.raises(ReadOnlyError):
+        Repository.open(path, read_only=True).session()
+    with pytest.raises(VersionNotFoundError, match="did you mean 'main'"):
+        Repository.open(path).session("mian")
+
+
+def test_a_view_has_no_branch(path: Path) -> None:
+    opened(path).commit("first")
+    repository = Repository.open(path)
+    view = View(repository.at("main"), repository)
+    assert view.flush() == repository.resolve("main").root
+    view.close()
+    with pytest.raises(ReadOnlyError):
+        view.prepare()
+    with pytest.raises(InvalidArgumentError):
+        view.commit("no")

@@ -1,0 +1,268 @@
+"""Repositories: opening, version expressions, branches, tags, log."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cas_zarr.cid import (
+    BLAKE3,
+    DAG_CBOR,
+    DAG_JSON,
+    RAW,
+    CidBytes,
+    cid_of,
+    codec_of,
+    format_cid,
+    hash_of,
+    to_cid,
+)
+from cas_zarr.errors import (
+    BlockNotFoundError,
+    CasZarrError,
+    ConflictError,
+    FormatError,
+    InvalidArgumentError,
+    InvalidCIDError,
+    InvalidKeyError,
+    ReadOnlyError,
+    RepositoryNotFoundError,
+    VersionNotFoundError,
+)
+from cas_zarr.repository.commit import Commit
+from cas_zarr.repository.refs import Branch
+from cas_zarr.repository.repository import Repository
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    """Return a repository with commits 0 to 3 on main, 1 tagged, and other branched off 2."""
+    repository = Repository.open(tmp_path / "repo", create=True)
+    session = repository.session()
+    for number in range(4):
+        session.prepare().set_value("n", b"%d" % number)
+        session.commit(f"commit {number}", time=number)
+    repository.create_tag("v1", "main~2")
+    repository.create_branch("other", "main~1")
+    return repository
+
+
+def value(repository: Repository, version: object) -> bytes:
+    return bytes(repository.at(version)["n"])  # type: ignore[arg-type]
+
+
+def test_expressions(repository: Repository) -> None:
+    assert value(repository, "main") == b"3"
+    assert value(repository, "main~") == b"2"
+    assert value(repository, "main~0") == b"3"
+    assert value(repository, "main~3") == b"0"
+    assert value(repository, "main~1~1") == b"1"
+    assert value(repository, "main^~") == b"1"
+    assert value(repository, "main^1") == b"2"
+    assert value(repository, "v1") == b"1"
+    assert value(repository, "v1~1") == b"0"
+    assert value(repository, "other") == b"2"
+    found = repository.resolve("v1")
+    assert found.commit is not None
+    for version in (format_cid(found.commit), found.commit, to_cid(found.commit)):
+        assert repository.resolve(version).root == found.root
+        assert repository.resolve(version).commit == found.commit
+    for version in (format_cid(found.root), found.root, to_cid(found.root)):
+        assert repository.resolve(version).root == found.root
+        assert repository.resolve(version).commit is None
+    assert value(repository, format_cid(found.commit) + "~1") == b"0"
+
+
+def test_a_tag_comes_before_a_branch(repository: Repository) -> None:
+    repository.create_branch("v1", "main")
+    assert value(repository, "v1") == b"1"
+
+
+def test_a_merge_has_more_parents(repository: Repository) -> None:
+    one, two = repository.resolve("main"), repository.resolve("v1")
+    assert one.commit is not None
+    assert two.commit is not None
+    cid, data = Commit(root=one.root, parents=(one.commit, two.commit), time=9).to_block()
+    repository.blocks.put(cid, data)
+    repository.blocks.flush()
+    name = format_cid(cid)
+    assert value(repository, f"{name}^1") == b"3"
+    assert value(repository, f"{name}^2") == b"1"
+    assert value(repository, f"{name}^2~1") == b"0"
+    with pytest.raises(VersionNotFoundError, match="has 2 parents"):
+        repository.resolve(f"{name}^3")
+    log = [entry.cid for entry in repository.log(name)]
+    assert log == [cid, *(entry.cid for entry in repository.log("main"))]
+
+
+def test_versions_that_are_not_there(repository: Repository) -> None:
+    with pytest.raises(VersionNotFoundError, match="did you mean 'main'"):
+        repository.resolve("mian")
+    with pytest.raises(VersionNotFoundError, match="there are 'v1', 'main', 'other'"):
+        repository.resolve("zzz")
+    with pytest.raises(VersionNotFoundError, match="begins with commit"):
+        repository.resolve("main~4")
+    with pytest.raises(VersionNotFoundError, match="has 1 parents"):
+        repository.resolve("main^2")
+    with pytest.raises(VersionNotFoundError, match="begins with commit"):
+        repository.resolve("main~999999")
+    with pytest.raises(VersionNotFoundError, match="commit b"):
+        repository.resolve(cid_of(DAG_CBOR, BLAKE3, b"absent"))
+    with pytest.raises(VersionNotFoundError, match="root b"):
+        repository.resolve(cid_of(DAG_JSON, BLAKE3, b"absent"))
+    with pytest.raises(VersionNotFoundError, match="conflicts/main/x"):
+        repository.resolve("conflicts/main/x")
+    repository.create_branch("empty", None)
+    with pytest.raises(VersionNotFoundError, match="no commit yet"):
+        repository.resolve("empty")
+
+
+@pytest.mark.parametrize("version", ["", "~1", "^", "main~x", "main~1x", "main~~x", "main~9999999"])
+def test_expressions_that_are_none(repository: Repository, version: str) -> None:
+    with pytest.raises(InvalidArgumentError):
+        repository.resolve(version)
+
+
+@pytest.mark.parametrize("version", ["../x", "a b", ".git", "a\0", "x/"])
+def test_names_that_no_ref_has(repository: Repository, version: str) -> None:
+    with pytest.raises(VersionNotFoundError):
+        repository.resolve(version)
+
+
+def test_cids_that_are_no_version(repository: Repository) -> None:
+    session = repository.session()
+    session.prepare().set_value("raw", b"data")
+    session.flush()
+    with pytest.raises(InvalidArgumentError, match="cid of data"):
+        repository.resolve(cid_of(RAW, BLAKE3, b"data"))
+    page = cid_of(DAG_CBOR, BLAKE3, b"\xa0")
+    repository.blocks.put(page, b"\xa0")
+    with pytest.raises(FormatError, match="no commit"):
+        repository.resolve(page)
+    with pytest.raises(InvalidCIDError, match="cannot be verified"):
+        repository.resolve(b"\x01\x71\x00\x02ab")
+    root = format_cid(repository.resolve("main").root)
+    with pytest.raises(InvalidArgumentError, match="no history"):
+        repository.resolve(f"{root}~1")
+    with pytest.raises(InvalidArgumentError, match="no history"):
+        next(repository.log(root))
+
+
+def test_the_log_follows_time_and_yields_each_once(repository: Repository) -> None:
+    assert [entry.commit.message for entry in repository.log()] == [
+        f"commit {number}" for number in (3, 2, 1, 0)
+    ]
+    assert [entry.commit.message for entry in repository.log("v1")] == ["commit 1", "commit 0"]
+
+
+def test_a_missing_parent_is_named(repository: Repository) -> None:
+    absent = cid_of(DAG_CBOR, BLAKE3, b"absent")
+    cid, data = Commit(root=repository.resolve("main").root, parents=(absent,)).to_block()
+    repository.blocks.put(cid, data)
+    with pytest.raises(BlockNotFoundError, match=format_cid(absent)):
+        list(repository.log(cid))
+
+
+def test_branches_and_tags(repository: Repository) -> None:
+    assert sorted(repository.branches()) == ["main", "other"]
+    assert repository.tags() == {"v1": repository.resolve("main~2").commit}
+    with pytest.raises(ConflictError):
+        repository.create_branch("other", "main")
+    with pytest.raises(ConflictError):
+        repository.create_tag("v1", "main")
+    with pytest.raises(InvalidKeyError):
+        repository.create_branch("a..b")
+    with pytest.raises(InvalidKeyError):
+        repository.create_tag("a b")
+    with pytest.raises(InvalidArgumentError, match="commit it first"):
+        repository.create_tag("v2", repository.resolve("main").root)
+    repository.create_branch("from-root", repository.resolve("v1").root)
+    assert repository.refs.branch("from-root") == Branch(work=repository.resolve("v1").root)
+    repository.delete_branch("other")
+    repository.delete_tag("v1")
+    assert sorted(repository.branches()) == ["from-root", "main"]
+    assert repository.tags() == {}
+    with pytest.raises(VersionNotFoundError, match="no branch 'other'"):
+        repository.delete_branch("other")
+    with pytest.raises(VersionNotFoundError, match="no tag 'v1'"):
+        repository.delete_tag("v1")
+
+
+def test_a_read_only_repository_changes_nothing(repository: Repository) -> None:
+    other = Repository.open(repository.location, read_only=True)
+    calls: list[Callable[[], object]] = [
+        lambda: other.create_branch("x"),
+        lambda: other.create_tag("x"),
+        lambda: other.delete_branch("main"),
+        lambda: other.delete_tag("v1"),
+        lambda: other.session(),
+        lambda: other.blocks.put(cid_of(RAW, BLAKE3, b"x"), b"x"),
+    ]
+    for call in calls:
+        with pytest.raises(ReadOnlyError):
+            call()
+    assert value(other, "main") == b"3"
+
+
+def test_opening(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryNotFoundError, match="create=True"):
+        Repository.open(tmp_path / "absent")
+    assert not (tmp_path / "absent").exists()
+    made = Repository.open(tmp_path / "a" / "b", create=True, hash="sha2-256")
+    assert Repository.open(f"file://{tmp_path}/a/b").hash == "sha2-256"
+    assert Repository.open(tmp_path / "a" / "b", create=True).hash == made.hash
+    with pytest.raises(InvalidArgumentError, match="uses sha2-256"):
+        Repository.open(tmp_path / "a" / "b", hash="blake3")
+    with pytest.raises(InvalidArgumentError, match="md5"):
+        Repository.open(tmp_path / "new", hash="md5", create=True)
+    for odd in ("", "s3://bucket/x", "ipfs://bafy", "a\0b", "file://elsewhere/x"):
+        with pytest.raises(InvalidArgumentError):
+            Repository.open(odd, create=True)
+    (tmp_path / "file").write_text("x")
+    for foreign in (tmp_path, tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(CasZarrError):
+            Repository.open(foreign, create=True)
+    assert sorted(os.listdir(tmp_path)) == ["a", "file"]
+
+
+def test_a_relative_path_stays_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    session = Repository.prepare("repo").session()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    session.prepare().set_value("a", b"1")
+    session.flush()
+    assert (tmp_path / "repo" / "cas-zarr.json").exists()
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+def test_the_hash_of_a_repository_is_in_all_it_writes(tmp_path: Path) -> None:
+    repository = Repository.open(tmp_path / "repo", create=True, hash="sha2-256")
+    session = repository.session()
+    session.prepare().set_value("a", b"1")
+    commit = session.commit("one")
+    root = CidBytes(session.root or b"")
+    assert {hash_of(cid).name for cid in (commit, root)} == {"sha2-256"}
+    assert (codec_of(commit), codec_of(root)) == (DAG_CBOR, DAG_JSON)
+
+
+def test_memory_goes_by_name() -> None:
+    one = Repository.open("memory://shared", create=True)
+    session = one.session()
+    session.prepare().set_value("a", b"1")
+    commit = session.commit("first")
+    other = Repository.open("memory://shared", read_only=True)
+    assert other.resolve("main").commit == commit
+    with pytest.raises(ReadOnlyError):
+        other.create_tag("x")
+    with pytest.raises(InvalidArgumentError, match="uses blake3"):
+        Repository.open("memory://shared", hash="sha2-256")
+    assert Repository.memory().branches() == {}
+    assert Repository.memory().location != Repository.memory().location
+    del one, other, session
+    assert Repository.open("memory://shared").branches() == {}
