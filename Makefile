@@ -137,6 +137,9 @@ for line in project["dependencies"] + project["optional-dependencies"]["cli"]:
 endef
 export LOWER_BOUNDS
 
+docs: .venv/test
+	.venv/bin/python -m cas_zarr.cli.reference > docs/cli.md
+
 clean:
 	rm -rf .venv .venv-3.12 .venv-3.13 .venv-oldest .venv-zarr2 demo-output
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,74 @@
+"""The group of commands, and what becomes of errors.
+
+Exit codes: 0 done, 1 an error that the message explains or damage that `verify` found, 2 wrong
+usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+import click
+
+from cas_zarr import errors
+from cas_zarr.cli.importing import import_command
+from cas_zarr.cli.reading import (
+    cat_root_command,
+    cid_command,
+    log_command,
+    ls_command,
+    show_command,
+    stats_command,
+    verify_command,
+)
+
+__all__ = ["cli", "run"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="cas_zarr", prog_name="cas-zarr")
+def cli() -> None:
+    """Git for arrays: a content-addressed store for Zarr.
+
+    A repository is a folder. One root CID names, verifies and reproduces everything in it.
+    """
+
+
+for command in (
+    import_command,
+    ls_command,
+    show_command,
+    log_command,
+    stats_command,
+    cid_command,
+    verify_command,
+    cat_root_command,
+):
+    cli.add_command(command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit code."""
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    try:
+        # without standalone mode click returns the code of `ctx.exit` instead of exiting
+        code = cli.main(list(arguments), prog_name="cas-zarr", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; run it again to go on", err=True)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has had enough
+        sys.stderr.close()
+        return 1
+    except errors.CasZarrError as error:
+        click.echo(f"error: {error}", err=True)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    click.echo(f"warning: {message}", err=True)

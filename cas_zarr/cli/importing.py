@@ -1,0 +1,165 @@
+"""`cas-zarr import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cas_zarr.cid import format_cid
+from cas_zarr.cli.options import author_option, json_option, repository_argument
+from cas_zarr.cli.output import count, print_json, print_pairs, progress_bar, size_text
+from cas_zarr.repository.imports import ImportReport, import_zarr
+from cas_zarr.repository.repository import Repository
+
+__all__ = ["import_command"]
+
+_NETCDF_SUFFIXES = (".nc", ".nc3", ".nc4", ".cdf", ".netcdf")
+_MAGIC = (b"CDF\x01", b"CDF\x02", b"CDF\x05", b"\x89HDF")
+
+
+class _Chunks(click.ParamType):  # type: ignore[type-arg]
+    """``time=10,lat=90``"""
+
+    name = "chunks"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> dict[str, int]:
+        if isinstance(value, dict):
+            return value
+        chunks: dict[str, int] = {}
+        for part in str(value).split(","):
+            name, equals, length = part.strip().rpartition("=")
+            try:
+                chunks[name] = int(length)
+            except ValueError:
+                equals = ""
+            if not equals or not name:
+                self.fail(f"{part!r} is not NAME=LENGTH, as in time=10,lat=90", param, ctx)
+        return chunks
+
+
+@click.command("import")
+@click.argument("source")
+@repository_argument
+@click.option("--path", default="", help="Node to put it at; the root by default.")
+@click.option("--message", "-m", help="Message of the commit; by default it names the source.")
+@click.option(
+    "--branch",
+    "-b",
+    metavar="NAME",
+    default="main",
+    show_default=True,
+    help="Branch to import into.",
+)
+@click.option("--no-commit", is_flag=True, help="Only flush: the branch shows it, no history.")
+@click.option("--replace", is_flag=True, help="Remove what is at the path and not in the source.")
+@click.option(
+    "--hash",
+    "hash_name",
+    type=click.Choice(["blake3", "sha2-256"]),
+    help="Hash function of a repository that this makes; blake3 by default.",
+)
+@click.option(
+    "--chunks",
+    type=_Chunks(),
+    metavar="DIM=N,...",
+    help="netCDF: length of a chunk along dimensions; chunks span the others. By default chunks "
+    "are of at most 1 MiB.",
+)
+@click.option(
+    "--codec",
+    default="zstd:3",
+    show_default=True,
+    help="netCDF: zstd:LEVEL or none. Both give equal bytes for equal data.",
+)
+@click.option(
+    "--zarr-format",
+    type=click.Choice(["2", "3"]),
+    default="3",
+    show_default=True,
+    help="netCDF: Zarr format to write.",
+)
+@author_option
+@json_option
+def import_command(
+    source: str,
+    repository: Path,
+    path: str,
+    message: str | None,
+    branch: str,
+    no_commit: bool,
+    replace: bool,
+    hash_name: str | None,
+    chunks: dict[str, int] | None,
+    codec: str,
+    zarr_format: str,
+    author: str,
+    as_json: bool,
+) -> None:
+    """Import a Zarr or a netCDF file, and commit it.
+
+    SOURCE is a Zarr of any format version, copied byte for byte: a folder, a .zip file, or a URL
+    that fsspec understands. Or it is a local netCDF file, written as chunked Zarr. REPOSITORY is a
+    folder, made if it is not there.
+
+    An import that was interrupted can be run again: what is there already is not stored twice.
+    """
+    opened = Repository.prepare(repository, hash=hash_name, author=author)
+    with opened.session(branch) as session, progress_bar(Path(source).name) as progress:
+        report: ImportReport
+        if _is_netcdf(source):
+            from cas_zarr.netcdf import import_netcdf
+
+            report = import_netcdf(
+                source,
+                session,
+                path=path,
+                chunks=chunks,
+                codec=codec,
+                zarr_format=int(zarr_format),
+                replace=replace,
+                progress=progress,
+            )
+        elif chunks is not None:
+            raise click.UsageError("--chunks is for netCDF; a Zarr keeps the chunks that it has")
+        else:
+            report = import_zarr(source, session, path=path, replace=replace, progress=progress)
+        commit = None if no_commit else session.commit(message or _message(report))
+        root = session.root
+    assert root is not None
+    if as_json:
+        print_json(
+            {
+                "source": report.source,
+                "path": report.path,
+                "keys": report.keys,
+                "bytes": report.size,
+                "root": format_cid(root),
+                "commit": None if commit is None else format_cid(commit),
+            }
+        )
+        return
+    pairs = [
+        ("imported", f"{count(report.keys, 'key')}, {size_text(report.size)}"),
+        ("root", format_cid(root)),
+    ]
+    if commit is not None:
+        pairs.append(("commit", format_cid(commit)))
+    print_pairs(pairs)
+
+
+def _message(report: ImportReport) -> str:
+    name = Path(report.source).name or report.source
+    return f"import {name} as {report.path}" if report.path else f"import {name}"
+
+
+def _is_netcdf(source: str) -> bool:
+    """Tell by the name, or else by the first bytes."""
+    if source.lower().endswith(_NETCDF_SUFFIXES):
+        return True
+    path = Path(source)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) in _MAGIC

@@ -1,0 +1,138 @@
+"""How results look: tables, JSON, sizes, times and progress bars.
+
+Results go to the standard output, everything else to the standard error. Nothing is cut off where
+the output is not a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from cas_zarr.cid import CidBytes, format_cid
+
+__all__ = [
+    "cid_text",
+    "count",
+    "print_json",
+    "print_pairs",
+    "print_table",
+    "progress_bar",
+    "shape_text",
+    "size_text",
+    "time_text",
+]
+
+_PLAIN_WIDTH = 10_000
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> None:
+    """Print rows under a heading; `right` names the columns that are aligned to the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        justify: Any = "right" if column in right.split() else "left"
+        table.add_column(column, justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    _print(table)
+
+
+def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    """Print names and values, one pair a line."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in pairs:
+        table.add_row(name, Text(value))
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    console = Console(file=sys.stdout, highlight=False)
+    if console.is_terminal:
+        console.print(table)
+        return
+    console = Console(file=sys.stdout, highlight=False, width=_PLAIN_WIDTH, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Give a function to call with bytes done and bytes in all; None without a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def cid_text(cid: CidBytes | None) -> str | None:
+    """Return the text of a CID, None for None."""
+    return None if cid is None else format_cid(cid)
+
+
+def count(number: int, singular: str, plural: str | None = None) -> str:
+    """Return a number and what it counts."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes for people, in decimal units."""
+    if size < 1000:
+        return f"{size} B"
+    value = float(size)
+    for unit in ("kB", "MB", "GB", "TB", "PB"):
+        value /= 1000
+        if value < 999.5 or unit == "PB":
+            break
+    return f"{value:.3g} {unit}" if value < 999.5 else f"{value:,.0f} {unit}"
+
+
+def shape_text(shape: Sequence[int] | None) -> str:
+    """Return a shape as ``240 x 37 x 49``; ``scalar`` for none of them, "" where unknown."""
+    if shape is None:
+        return ""
+    return " x ".join(map(str, shape)) or "scalar"
+
+
+def time_text(microseconds: int) -> str:
+    """Return a time, in microseconds since 1970, as ISO 8601 in UTC."""
+    try:
+        moment = datetime.fromtimestamp(microseconds / 1e6, UTC)
+    except (OverflowError, ValueError, OSError):  # no calendar has it
+        return f"{microseconds} microseconds since 1970-01-01"
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,366 @@
+"""The commands that read: `ls`, `show`, `log`, `stats`, `cid`, `verify`, `cat-root`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cas_zarr.cid import format_cid
+from cas_zarr.cli.options import (
+    json_option,
+    opened,
+    path_argument,
+    repository_argument,
+    version_option,
+)
+from cas_zarr.cli.output import (
+    cid_text,
+    count,
+    print_json,
+    print_pairs,
+    print_table,
+    progress_bar,
+    shape_text,
+    size_text,
+    time_text,
+)
+from cas_zarr.errors import NotFoundError
+from cas_zarr.repository.describe import NodeInfo, describe, iter_nodes, unfold
+from cas_zarr.repository.repository import Repository
+from cas_zarr.repository.stats import dataset_stats
+
+__all__ = [
+    "cat_root_command",
+    "cid_command",
+    "log_command",
+    "ls_command",
+    "show_command",
+    "stats_command",
+    "verify_command",
+]
+
+
+@click.command("ls")
+@repository_argument
+@path_argument
+@click.option("--recursive", "-r", is_flag=True, help="List everything below, not only children.")
+@version_option
+@json_option
+def ls_command(
+    repository: Path,
+    path: str,
+    recursive: bool,
+    version: str | None,
+    branch: str,
+    as_json: bool,
+) -> None:
+    """List the groups and arrays of a group."""
+    repo, root = opened(repository, version, branch)
+    nodes = list(iter_nodes(repo.blocks, root, path, depth=None if recursive else 1))[1:]
+    if as_json:
+        print_json([_node_json(node) for node in nodes])
+        return
+    start = len(path.strip("/")) + 1 if path.strip("/") else 0
+    print_table(
+        ("NAME", "KIND", "TYPE", "SHAPE", "CHUNKS", "STORED", "SIZE"),
+        [
+            (
+                node.path[start:],
+                node.kind,
+                node.data_type or "",
+                shape_text(node.shape),
+                shape_text(node.chunk_shape),
+                f"{node.chunks:,}" if node.kind == "array" else "",
+                size_text(node.size) if node.kind == "array" else "",
+            )
+            for node in nodes
+        ],
+        right="STORED SIZE",
+    )
+
+
+@click.command("show")
+@repository_argument
+@path_argument
+@version_option
+@json_option
+def show_command(
+    repository: Path, path: str, version: str | None, branch: str, as_json: bool
+) -> None:
+    """Show a group or an array: its metadata, CID and sizes."""
+    repo, root = opened(repository, version, branch)
+    node = describe(repo.blocks, root, path)
+    mapping = repo.at(root) if root is not None else None
+    cid = None if mapping is None else mapping.cid(node.path)
+    total = 0 if mapping is None else mapping.prefix_size(node.path + "/" if node.path else "")
+    if as_json:
+        print_json(
+            _node_json(node)
+            | {"cid": cid_text(cid), "bytes_below": total, "documents": _jsonable(node.documents)}
+        )
+        return
+    pairs = [
+        ("path", node.path or "/"),
+        ("kind", node.kind + (f", zarr format {node.zarr_format}" if node.zarr_format else "")),
+        ("cid", cid_text(cid) or "none: nothing was written yet"),
+    ]
+    if node.kind == "array":
+        grid = "" if node.grid_size is None else f" of {node.grid_size:,}"
+        pairs += [
+            ("type", node.data_type or "unknown"),
+            ("shape", shape_text(node.shape) or "unknown"),
+            ("chunks", shape_text(node.chunk_shape) or "not regular"),
+            ("codecs", ", ".join(node.codecs) or "none"),
+            ("stored", f"{node.chunks:,}{grid} chunks, {size_text(node.size)}"),
+        ]
+    pairs.append(("values below", size_text(total)))
+    pairs += [(f"@{name}", _short(value)) for name, value in node.attributes.items()]
+    print_pairs(pairs)
+
+
+@click.command("log")
+@repository_argument
+@click.argument("version", default="main")
+@click.option("--limit", "-n", type=click.IntRange(min=1), help="Show no more commits than this.")
+@json_option
+def log_command(repository: Path, version: str, limit: int | None, as_json: bool) -> None:
+    """Show the commits of a version, newest first."""
+    repo = Repository.open(repository, read_only=True)
+    entries = []
+    for entry in repo.log(version):
+        entries.append(entry)
+        if limit is not None and len(entries) == limit:
+            break
+    if as_json:
+        print_json(
+            [
+                {
+                    "commit": format_cid(entry.cid),
+                    "root": format_cid(entry.commit.root),
+                    "parents": [format_cid(parent) for parent in entry.commit.parents],
+                    "author": entry.commit.author,
+                    "time": time_text(entry.commit.time),
+                    "message": entry.commit.message,
+                    "metadata": _jsonable(entry.commit.metadata),
+                }
+                for entry in entries
+            ]
+        )
+        return
+    for number, entry in enumerate(entries):
+        if number:
+            click.echo()
+        click.secho(f"commit {format_cid(entry.cid)}", fg="yellow")
+        click.echo(f"root   {format_cid(entry.commit.root)}")
+        if len(entry.commit.parents) > 1:
+            click.echo("merge  " + " ".join(format_cid(p) for p in entry.commit.parents))
+        if entry.commit.author:
+            click.echo(f"author {entry.commit.author}")
+        click.echo(f"date   {time_text(entry.commit.time)}")
+        click.echo()
+        for line in entry.commit.message.splitlines():
+            click.echo(f"    {line}")
+
+
+@click.command("stats")
+@repository_argument
+@path_argument
+@version_option
+@json_option
+def stats_command(
+    repository: Path, path: str, version: str | None, branch: str, as_json: bool
+) -> None:
+    """Show what a dataset takes, and what dedupe saved.
+
+    LOGICAL is what a folder of files would take, STORED what is left of it without repetitions
+    inside the array, SHARED the part of that which other arrays have too. The last line counts
+    every block once.
+    """
+    repo, root = opened(repository, version, branch)
+    stats = dataset_stats(repo.blocks, root, path)
+    if as_json:
+        print_json(
+            {
+                "root": cid_text(root),
+                "values": stats.values,
+                "logical": stats.logical,
+                "stored": stats.stored,
+                "saved": stats.saved,
+                "tree": stats.tree,
+                "nodes": [
+                    {
+                        "path": node.path,
+                        "values": node.values,
+                        "logical": node.logical,
+                        "stored": node.stored,
+                        "shared": node.shared,
+                    }
+                    for node in stats.nodes
+                ],
+            }
+        )
+        return
+    rows = [
+        (
+            node.path or "/",
+            f"{node.values:,}",
+            size_text(node.logical),
+            size_text(node.stored),
+            size_text(node.shared),
+        )
+        for node in stats.nodes
+    ]
+    rows.append(("all", f"{stats.values:,}", size_text(stats.logical), size_text(stats.stored), ""))
+    print_table(
+        ("PATH", "VALUES", "LOGICAL", "STORED", "SHARED"),
+        rows,
+        right="VALUES LOGICAL STORED SHARED",
+    )
+    share = f" ({stats.saved / stats.logical:.0%})" if stats.logical else ""
+    click.echo()
+    click.echo(
+        f"dedupe saved {size_text(stats.saved)}{share}; the root document and its pages take "
+        f"{size_text(stats.tree)}"
+    )
+
+
+@click.command("cid")
+@repository_argument
+@path_argument
+@click.option(
+    "--box",
+    metavar="A:B,...",
+    help="Only a box of an array's chunks: a range of chunk indices for each dimension.",
+)
+@version_option
+@json_option
+def cid_command(
+    repository: Path,
+    path: str,
+    box: str | None,
+    version: str | None,
+    branch: str,
+    as_json: bool,
+) -> None:
+    """Print the CID of a dataset, a node, or a box of chunks."""
+    ranges = None if box is None else _parse_box(box)
+    repo, root = opened(repository, version, branch)
+    if root is None:
+        raise NotFoundError(f"{repository} has no root on branch {branch!r}: nothing was written")
+    cid = repo.at(root).cid(path.strip("/"), ranges)
+    if as_json:
+        print_json({"path": path.strip("/"), "box": ranges, "cid": format_cid(cid)})
+        return
+    click.echo(format_cid(cid))
+
+
+@click.command("verify")
+@repository_argument
+@version_option
+@json_option
+def verify_command(repository: Path, version: str | None, branch: str, as_json: bool) -> None:
+    """Read every block of a version and check it.
+
+    The exit code is 1 if a block is damaged or missing.
+    """
+    repo, root = opened(repository, version, branch)
+    with progress_bar("verify") as progress:
+        report = repo.verify(root, progress=progress)
+    if as_json:
+        print_json(
+            {
+                "root": cid_text(root),
+                "blocks": report.blocks,
+                "bytes": report.size,
+                "damaged": [
+                    {"cid": format_cid(found.cid), "path": found.path, "reason": found.reason}
+                    for found in report.damaged
+                ],
+            }
+        )
+    else:
+        for found in report.damaged:
+            click.echo(f"damaged  {found.path or '/'}  {found.reason}")
+        click.echo(
+            f"{count(report.blocks, 'block')}, {size_text(report.size)}: "
+            + (f"{len(report.damaged):,} damaged" if report.damaged else "all whole")
+        )
+    if report.damaged:
+        click.get_current_context().exit(1)
+
+
+@click.command("cat-root")
+@repository_argument
+@click.option("--raw", is_flag=True, help="The exact bytes of the block, as they are hashed.")
+@version_option
+def cat_root_command(repository: Path, raw: bool, version: str | None, branch: str) -> None:
+    """Print the root document as JSON.
+
+    The metadata documents in it, which are text, are unfolded.
+    """
+    repo, root = opened(repository, version, branch)
+    if root is None:
+        raise NotFoundError(f"{repository} has no root on branch {branch!r}: nothing was written")
+    block = repo.blocks.get(root)
+    if raw:
+        sys.stdout.buffer.write(block)
+        sys.stdout.buffer.flush()
+        return
+    print_json(unfold(block))
+
+
+# -- forms ----------------------------------------------------------------------------------
+
+
+def _node_json(node: NodeInfo) -> dict[str, Any]:
+    found = {
+        "path": node.path,
+        "kind": node.kind,
+        "zarr_format": node.zarr_format,
+        "attributes": _jsonable(node.attributes),
+    }
+    if node.kind == "array":
+        found |= {
+            "shape": node.shape,
+            "chunk_shape": node.chunk_shape,
+            "data_type": node.data_type,
+            "codecs": list(node.codecs),
+            "chunks": node.chunks,
+            "bytes": node.size,
+        }
+    return found
+
+
+def _jsonable(value: Any) -> Any:
+    """Return a value of the IPLD data model as JSON values; bytes as hexadecimal text."""
+    if isinstance(value, dict) or hasattr(value, "items"):
+        return {str(key): _jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(entry) for entry in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    cid = getattr(value, "cid", None)
+    return {"/": format_cid(cid)} if cid is not None else value
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 500 else text[:500] + "..."
+
+
+def _parse_box(text: str) -> tuple[tuple[int, int], ...]:
+    ranges = []
+    for part in text.split(","):
+        begin, colon, end = part.strip().partition(":")
+        try:
+            ranges.append((int(begin), int(end) if colon else int(begin) + 1))
+        except ValueError:
+            raise click.BadParameter(
+                f"{part!r} is no range of chunk indices; use A:B for each dimension, as in 0:4,2:3",
+                param_hint="--box",
+            ) from None
+    return tuple(ranges)

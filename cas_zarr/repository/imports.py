@@ -1,0 +1,289 @@
+"""Import of an existing Zarr hierarchy, byte for byte.
+
+Keys and values are copied as they lie, so every format version, codec and extension comes through
+unchanged, the result has the CIDs that writing it here would have given, and a second import of
+the same bytes stores nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cas_zarr.errors import (
+    InvalidArgumentError,
+    MissingDependencyError,
+    NotFoundError,
+    StorageError,
+)
+from cas_zarr.mapping import CASMapping
+from cas_zarr.parallel import map_ordered
+from cas_zarr.repository.session import Session
+
+__all__ = ["ImportReport", "Progress", "import_zarr", "require_room"]
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes that are done and the bytes in all."""
+
+_DOCUMENTS = (".zgroup", ".zarray", ".zattrs", ".zmetadata", "zarr.json")
+_GROUP_V2 = b'{\n    "zarr_format": 2\n}'
+_GROUP_V3 = b'{\n  "attributes": {},\n  "zarr_format": 3,\n  "node_type": "group"\n}'
+
+_BATCH_BYTES = 32 << 20
+_BATCH_KEYS = 256
+_FLUSH_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """What an import has done.
+
+    Attributes
+    ----------
+    source : str
+        Where the data came from.
+    path : str
+        The node it was put at, "" for the root.
+    keys : int
+        Number of keys written.
+    size : int
+        Their values' length in bytes, whether or not the repository held them already.
+    """
+
+    source: str
+    path: str
+    keys: int
+    size: int
+
+
+class _Source(ABC):
+    """A place that holds a Zarr hierarchy as keys and values."""
+
+    location: str
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """Return every key and the length of its value in bytes."""
+
+    @abstractmethod
+    def values(self, keys: Sequence[str]) -> Sequence[bytes]:
+        """Return the values of keys, in order."""
+
+
+class _Folder(_Source):
+    def __init__(self, root: Path) -> None:
+        self.location = str(root)
+        self._root = root
+
+    def sizes(self) -> dict[str, int]:
+        return dict(self._walk(self._root, ""))
+
+    def _walk(self, folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    if prefix.count("/") > 64:  # deeper than any key may be: a loop of links
+                        raise InvalidArgumentError(
+                            f"{entry.path} lies deeper than 64 folders; is it a loop of links?"
+                        )
+                    yield from self._walk(Path(entry.path), f"{prefix}{entry.name}/")
+                else:
+                    yield prefix + entry.name, entry.stat().st_size
+
+    def values(self, keys: Sequence[str]) -> Sequence[bytes]:
+        return map_ordered(self._value, keys)
+
+    def _value(self, key: str) -> bytes:
+        return (self._root / key).read_bytes()
+
+
+class _FileSystem(_Source):
+    """A folder behind fsspec: object storage, HTTP, an archive."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            from fsspec.core import url_to_fs
+        except ImportError:
+            raise MissingDependencyError(
+                f"reading {url} needs fsspec; install cas_zarr[import]"
+            ) from None
+        try:
+            self._fs: Any
+            self._fs, root = url_to_fs(url)
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"reading {url} needs a further package: {error}"
+            ) from None
+        except ValueError as error:
+            raise InvalidArgumentError(f"{url} cannot be read: {error}") from None
+        self.location = url
+        self._root = str(root).rstrip("/")
+
+    def sizes(self) -> dict[str, int]:
+        found = self._fs.find(self._root, detail=True)
+        start = len(self._root) + 1 if self._root else 0
+        return {
+            name[start:].lstrip("/"): int(entry.get("size") or 0)
+            for name, entry in found.items()
+            if entry.get("type") == "file"
+        }
+
+    def values(self, keys: Sequence[str]) -> Sequence[bytes]:
+        paths = {key: f"{self._root}/{key}" if self._root else key for key in keys}
+        found = self._fs.cat(list(paths.values()))
+        if isinstance(found, bytes):  # what fsspec gives for a single path
+            return [found]
+        return [found[path] if path in found else found[f"/{path}"] for path in paths.values()]
+
+
+def import_zarr(
+    source: str | os.PathLike[str],
+    session: Session,
+    *,
+    path: str = "",
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> ImportReport:
+    """Copy a Zarr hierarchy into a session, byte for byte.
+
+    Afterwards the node at `path` holds exactly the keys and values of the source. Groups above it
+    that have no document yet get an empty one. The session is flushed after each GiB and at the
+    end, so an import that was interrupted can be run again: what is there costs a hash and no
+    storage.
+
+    Parameters
+    ----------
+    source : str or path
+        A folder, a ``.zip`` file, or a URL that fsspec understands (``s3://``, ``https://``, ...).
+    session : Session
+        Where to write.
+    path : str
+        Node to put the hierarchy at; "" is the root.
+    replace : bool
+        Whether keys below `path` that the source does not have are removed. Without it they make
+        the import fail before anything is written.
+    progress : callable, optional
+        Called with bytes done and bytes in all.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no Zarr hierarchy at `source`.
+    InvalidArgumentError
+        If `path` holds something else already and `replace` is not set.
+    InvalidKeyError
+        If a key of the source cannot be stored.
+    StorageError
+        If reading the source fails.
+    """
+    opened = _open(source)
+    path = path.strip("/")
+    prefix = path + "/" if path else ""
+    try:
+        sizes = opened.sizes()
+        if not any(key.rpartition("/")[2] in _DOCUMENTS for key in sizes):
+            raise NotFoundError(
+                f"no zarr array or group is at {opened.location}: there is no zarr.json, .zgroup "
+                "or .zarray; name the folder that holds one"
+            )
+        target = session.prepare()
+        if replace:
+            for key in [key for key in target.list_keys(prefix) if key[len(prefix) :] not in sizes]:
+                target.discard(key)
+        else:
+            require_room(target, path, lambda rest: rest in sizes)
+        _write_parents(target, path, v2="zarr.json" not in sizes)
+        _copy(opened, sizes, session, prefix, progress)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(f"reading {opened.location} failed: {error}") from error
+    session.flush()
+    return ImportReport(opened.location, path, len(sizes), sum(sizes.values()))
+
+
+def require_room(target: CASMapping, path: str, known: Callable[[str], bool]) -> None:
+    """Refuse to mix an import with what lies at `path` already.
+
+    `known` tells of a key relative to `path` whether the import is going to write it.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is another key.
+    """
+    prefix = path + "/" if path else ""
+    for key in target.list_keys(prefix):
+        if not known(key[len(prefix) :]):
+            raise InvalidArgumentError(
+                f"{path or 'the root'} holds {key!r}, which the source does not have; import to "
+                "another path, or replace what is there (--replace)"
+            )
+
+
+def _open(source: str | os.PathLike[str]) -> _Source:
+    text = os.fspath(source)
+    if "://" in text or "::" in text:
+        return _FileSystem(text)
+    local = Path(text)
+    if local.is_dir():
+        return _Folder(local)
+    if local.is_file() and local.suffix == ".zip":
+        return _FileSystem(f"zip://::{local}")
+    if local.exists():
+        raise InvalidArgumentError(f"{text} is neither a folder nor a .zip file")
+    raise NotFoundError(f"{text} does not exist; name a folder, a .zip file or a url")
+
+
+def _write_parents(target: CASMapping, path: str, *, v2: bool) -> None:
+    if not path:
+        return
+    names = path.split("/")[:-1]
+    for parent in ("/".join(names[:depth]) for depth in range(len(names) + 1)):
+        prefix = parent + "/" if parent else ""
+        if not any(target.exists(prefix + name) for name in ("zarr.json", ".zgroup", ".zarray")):
+            target.set_value(
+                prefix + (".zgroup" if v2 else "zarr.json"), _GROUP_V2 if v2 else _GROUP_V3
+            )
+
+
+def _copy(
+    source: _Source,
+    sizes: dict[str, int],
+    session: Session,
+    prefix: str,
+    progress: Progress | None,
+) -> None:
+    total = sum(sizes.values())
+    done = flushed = 0
+    for batch in _batches(sizes):
+        target = session.prepare()
+        for key, value in zip(batch, source.values(batch), strict=True):
+            target.set_value(prefix + key, value)
+            done += len(value)
+        if progress is not None:
+            progress(done, total)
+        if done - flushed >= _FLUSH_BYTES:
+            session.flush()
+            flushed = done
+
+
+def _batches(sizes: dict[str, int]) -> Iterator[list[str]]:
+    """Yield keys in groups that fit in memory, documents first.
+
+    A value of a sharded array is cut at its inner chunks, for which its array has to be known.
+    """
+    batch: list[str] = []
+    size = 0
+    for key in sorted(sizes, key=lambda key: (key.rpartition("/")[2] not in _DOCUMENTS, key)):
+        if batch and (len(batch) == _BATCH_KEYS or size + sizes[key] > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(key)
+        size += sizes[key]
+    if batch:
+        yield batch
