@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cas_zarr.cid import DAG_CBOR, CidBytes, HashFunction, cid_of
+from cas_zarr.cid import BLAKE3, DAG_CBOR, CidBytes, HashFunction, cid_of
 from cas_zarr.errors import FormatError
 from cas_zarr.tree.morton import code_bits, decode
 from cas_zarr.tree.page import CID_SIZE, Page, PageReader
@@ -26,6 +26,7 @@ __all__ = [
     "TreeRef",
     "build",
     "chunk_table",
+    "embedded_ref",
     "store_top",
     "write_pages",
 ]
@@ -107,10 +108,20 @@ def store_top(reader: PageReader, tops: Table) -> TreeRef:
     """Return the reference to the one page of `tops`; write its block if it is not small."""
     cid = CidBytes(tops.cids[0].tobytes())
     data = reader.page(cid).to_block()
-    small = len(data) <= EMBED_LIMIT
-    if not small:
-        reader.blocks.put(cid, data)
-    return TreeRef(cid, int(tops.counts[0]), int(tops.sizes[0]), data if small else None)
+    chunks, size = int(tops.counts[0]), int(tops.sizes[0])
+    if len(data) <= EMBED_LIMIT:
+        return embedded_ref(data, chunks, size)
+    reader.blocks.put(cid, data)
+    return TreeRef(cid, chunks, size)
+
+
+def embedded_ref(page: bytes, chunks: int, size: int) -> TreeRef:
+    """Return the reference to an embedded page.
+
+    Its CID stands in no document; it is BLAKE3's whatever the profile, so that equal pages have
+    equal references.
+    """
+    return TreeRef(cid_of(DAG_CBOR, BLAKE3, page), chunks, size, page)
 
 
 def build(reader: PageReader, function: HashFunction, chunks: Table, ndim: int) -> TreeRef | None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from cas_zarr.cid import DAG_CBOR, DAG_PB, HASHES, RAW, CidBytes, format_cid
 from cas_zarr.errors import FormatError
 from cas_zarr.tree.morton import Codes
 
-__all__ = ["CID_SIZE", "MAX_ENTRIES", "MAX_LEVEL", "VERSION", "Page", "PageReader"]
+__all__ = ["CID_SIZE", "MAX_ENTRIES", "MAX_LEVEL", "VERSION", "Page", "PageReader", "remember"]
 
 VERSION: Final = 1
 MAX_ENTRIES: Final = 512
@@ -43,6 +43,8 @@ _LINK_HEAD: Final = np.frombuffer(b"\xd8\x2a\x58\x25\x00\x01", np.uint8)  # tag 
 _TYPE: Final = b"\x64type\x6dcas-zarr/page"
 _LIMIT: Final = 1 << 63
 _MAX_CODE_WIDTH: Final = 128
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -235,13 +237,17 @@ class PageReader:
 
     def remember(self, cid: CidBytes, page: Page) -> None:
         """Keep a page that was just made, so that it need not be read again."""
-        pages = self._pages
-        pages[cid] = page
-        while len(pages) > self._capacity:
-            try:
-                pages.popitem(last=False)
-            except KeyError:  # another thread was quicker
-                break
+        remember(self._pages, cid, page, self._capacity)
+
+
+def remember(cache: OrderedDict[CidBytes, _T], cid: CidBytes, thing: _T, capacity: int) -> None:
+    """Keep a thing in a cache of bounded size; the oldest go first."""
+    cache[cid] = thing
+    while len(cache) > capacity:
+        try:
+            cache.popitem(last=False)
+        except KeyError:  # another thread was quicker
+            break
 
 
 # -- columns and CBOR heads -----------------------------------------------------------------

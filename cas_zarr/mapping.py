@@ -1,0 +1,505 @@
+"""A dataset as a dict: `CASMapping`, the MutableMapping that zarr 2, kerchunk and plain code take.
+
+It is a root document, read through `cas_zarr.tree.view`, with the changes that were made since.
+Blocks, and so roots, are written once; keys of the working state can be set anew and deleted,
+unless the mapping is strict.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, MutableMapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cas_zarr.blocks.base import BlockStore
+from cas_zarr.blocks.memory import MemoryBlocks
+from cas_zarr.cid import (
+    BLAKE3,
+    DAG_CBOR,
+    DAG_JSON,
+    RAW,
+    BytesLike,
+    CidBytes,
+    CidLike,
+    as_cid_bytes,
+    cid_of,
+    codec_of,
+    format_cid,
+    hash_by_name,
+    make_cid,
+)
+from cas_zarr.codecs.shardindex import ShardLayout, parse_layout
+from cas_zarr.codecs.unixfs import LEAF_SIZE
+from cas_zarr.errors import (
+    FormatError,
+    InvalidArgumentError,
+    NotFoundError,
+    ReadOnlyError,
+    WriteOnceError,
+)
+from cas_zarr.tree.apply import apply, link
+from cas_zarr.tree.changes import ABSENT, CLEAR, Changes, is_document
+from cas_zarr.tree.chunktree import build, chunk_table
+from cas_zarr.tree.keys import OWNERS, check_key, parse_chunk, parse_form, split_key
+from cas_zarr.tree.merge import merge
+from cas_zarr.tree.morton import decode, encode
+from cas_zarr.tree.node import EMPTY, Document, Header, Node, Root, Value
+from cas_zarr.tree.shards import TreeReader
+from cas_zarr.tree.table import empty_table, to_page
+from cas_zarr.tree.values import read_value, write_value
+from cas_zarr.tree.view import TreeView
+
+__all__ = ["CASMapping"]
+
+_SETTLE_AT: Final = 1 << 18
+_DIGITS: Final = frozenset("0123456789")
+
+
+class CASMapping(MutableMapping[str, bytes]):
+    """The keys and values of one dataset, over a block store.
+
+    Parameters
+    ----------
+    blocks : BlockStore
+        Where blocks are read and written.
+    root : CID, optional
+        The root document to start from; without it the mapping is empty.
+    hash : str, optional
+        Hash of a new dataset, ``"blake3"`` (the default) or ``"sha2-256"``. A root brings its own.
+    read_only : bool
+        Refuse every change.
+    strict : bool
+        Refuse to bind a key anew or to delete it: `WriteOnceError`.
+
+    Notes
+    -----
+    `flush` makes the state durable and returns its root CID; nothing else does. All methods may be
+    called from several threads.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockStore,
+        root: CidLike | None = None,
+        *,
+        hash: str | None = None,
+        read_only: bool = False,
+        strict: bool = False,
+    ) -> None:
+        self.blocks = blocks
+        self.strict = strict
+        self._reader = TreeReader(blocks)
+        self._lock = threading.RLock()
+        self._root = None if root is None else as_cid_bytes(root)
+        if self._root is None:
+            function = BLAKE3 if hash is None else hash_by_name(hash)
+            view = TreeView(self._reader, Root(Header(function), EMPTY))
+        else:
+            view = self._open(self._root)
+        self.read_only = read_only or blocks.read_only or bool(view.root.header.needs_to_write)
+        self._function = view.root.header.function
+        self._raw_prefix = make_cid(RAW, self._function, b"")
+        self._digest = self._function.digest
+        self._flushed = view.root
+        self._state = view, Changes()  # replaced as one, so readers see a consistent pair
+        self._settle_at = max(_SETTLE_AT, _chunks_in(view.root.node) // 4)
+
+    # -- one key ----------------------------------------------------------------------------
+
+    def get_value(
+        self, key: str, start: int = 0, stop: int | None = None
+    ) -> bytes | NDArray[np.uint8] | None:
+        """Return the value of a key, or a range of its bytes, verified; None if there is none.
+
+        Parameters
+        ----------
+        key : str
+        start, stop : int
+            Range of bytes; a negative `start` counts from the end.
+
+        Returns
+        -------
+        bytes or array of uint8 or None
+        """
+        found = self._find(key)
+        if found is None:
+            return None
+        if not isinstance(found, Value):
+            return found[start:stop] if start or stop is not None else found
+        if start < 0:
+            start = max(0, found.size + start)
+        return read_value(self._reader, found.cid, found.size, start, stop)
+
+    def set_value(self, key: str, data: BytesLike | NDArray[Any]) -> None:
+        """Bind a key to a value, which is hashed and stored before this returns.
+
+        Raises
+        ------
+        ReadOnlyError, WriteOnceError, InvalidKeyError, LimitError
+        """
+        if self.read_only:
+            raise self._read_only()
+        check_key(key)
+        if type(data) is not bytes:
+            data = memoryview(data).cast("B")
+        if key[-1] not in _DIGITS and is_document(key):
+            self._set_document(key, bytes(data))
+            return
+        size = len(data)
+        layout = None
+        if size <= LEAF_SIZE:
+            cid = CidBytes(self._raw_prefix + self._digest(data))
+            self.blocks.put(cid, data)
+        else:
+            layout = self._layout_now(key)
+            cid = write_value(self.blocks, self._function, data, layout)
+        if self.strict:
+            self._check_unbound(key, Value(cid, size))
+        with self._lock:
+            changes = self._state[1]
+            changes.values[key] = cid + size.to_bytes(8, "little")
+            if size > LEAF_SIZE:
+                changes.layouts[key] = layout
+            elif changes.layouts:
+                changes.layouts.pop(key, None)
+            if len(changes.values) > self._settle_at:
+                self._settle()
+
+    def discard(self, key: str) -> bool:
+        """Unbind a key; tell whether it was bound."""
+        self._check_deletable()
+        if self._find(key) is None:
+            return False
+        with self._lock:
+            self._state[1].delete(key)
+        return True
+
+    def discard_prefix(self, folder: str) -> None:
+        """Unbind every key in a folder: `folder` is "" or ends with a slash."""
+        self._check_deletable()
+        if folder and not folder.endswith("/"):
+            raise InvalidArgumentError(f"folder {folder!r} does not end with a slash")
+        with self._lock:
+            view = self._settle()
+            changes = self._state[1]
+            changes.clear(folder)
+            for key in view.chunk_keys_above(folder):
+                changes.delete(key)
+
+    def size_of(self, key: str) -> int | None:
+        """Return the size of a value in bytes, from the tree alone; None if there is none."""
+        found = self._find(key)
+        if found is None:
+            return None
+        return found.size if isinstance(found, Value) else len(found)
+
+    def exists(self, key: str) -> bool:
+        """Tell whether a key is bound."""
+        return self._find(key) is not None
+
+    def cid_of(self, key: str) -> CidBytes | None:
+        """Return the CID of a value (of a document too), or None."""
+        found = self._find(key)
+        if found is None:
+            return None
+        return found.cid if isinstance(found, Value) else cid_of(RAW, self._function, found)
+
+    # -- many keys --------------------------------------------------------------------------
+
+    def list_keys(self, prefix: str = "") -> Iterator[str]:
+        """Yield every key that begins with `prefix`, as they are now."""
+        return self._settle().keys(prefix)
+
+    def list_folder(self, path: str = "") -> Iterator[str]:
+        """Yield the names directly below a path, sorted."""
+        return iter(self._settle().folder(path.rstrip("/")))
+
+    def prefix_size(self, prefix: str = "") -> int:
+        """Return the bytes of all values in a folder, from the tree alone."""
+        return self._settle().size_below(prefix.rstrip("/"))
+
+    def set_links(
+        self,
+        path: str,
+        coordinates: NDArray[np.integer[Any]],
+        cids: NDArray[np.uint8],
+        sizes: NDArray[np.integer[Any]],
+        *,
+        kind: str = "c/",
+    ) -> None:
+        """Bind many chunks of an array to blocks that are stored, all at once.
+
+        Parameters
+        ----------
+        path : str
+            Path of the array, which has its `zarr.json` or `.zarray` already.
+        coordinates : array of integers, shape (n, ndim)
+            Chunk coordinates, each at most once.
+        cids : array of uint8, shape (n, 36)
+            CIDs of the values.
+        sizes : array of integers, shape (n,)
+            Bytes of the values.
+        kind : str
+            Kind of chunk key: ``c/`` (default of v3), ``c.``, ``.`` (default of v2) or ``/``.
+        """
+        if self.read_only:
+            raise self._read_only()
+        if self.strict:
+            raise WriteOnceError("a strict mapping binds its keys one by one; use set_value")
+        with self._lock:
+            self._adopt(link(self._settle(), path, coordinates, cids, sizes, kind))
+
+    # -- versions ---------------------------------------------------------------------------
+
+    @property
+    def root(self) -> CidBytes | None:
+        """The root that was opened or flushed last; None before the first flush."""
+        return self._root
+
+    @property
+    def hash(self) -> str:
+        """Name of the hash of this dataset."""
+        return self._function.name
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there are changes that were not flushed."""
+        view, changes = self._state
+        return bool(changes) or view.root is not self._flushed
+
+    @property
+    def view(self) -> TreeView:
+        """The tree with all changes so far."""
+        return self._settle()
+
+    def flush(self) -> CidBytes:
+        """Make the state durable and return the CID of its root document."""
+        if self.read_only and self._root is not None:
+            return self._root
+        with self._lock:
+            root = self._settle().root
+            if root is not self._flushed or self._root is None:
+                data = root.to_block()
+                cid = cid_of(DAG_JSON, self._function, data)
+                if not self.read_only:
+                    self.blocks.put(cid, data)
+                    self.blocks.flush()
+                self._root, self._flushed = cid, root
+            return self._root
+
+    def unite(self, theirs: CidLike | None, *, base: CidLike | None) -> None:
+        """Apply what changed here since `base` to the root of another writer.
+
+        Parameters
+        ----------
+        theirs : CID or None
+            The root that another writer has placed meanwhile.
+        base : CID or None
+            The root that both began with.
+
+        Raises
+        ------
+        ConflictError
+            If both changed the same thing; nothing is changed then.
+        """
+        with self._lock:
+            ours = self._settle()
+            empty = Root(Header(self._function), EMPTY)
+            views = [
+                TreeView(self._reader, empty) if cid is None else self._open(as_cid_bytes(cid))
+                for cid in (base, theirs)
+            ]
+            self._adopt(merge(views[0], ours, views[1]))
+
+    def cid(self, path: str = "", box: Sequence[slice | tuple[int, int]] | None = None) -> CidBytes:
+        """Return the CID of a group or an array, or of a box of an array's chunks.
+
+        Parameters
+        ----------
+        path : str
+            Path of the node; "" is the whole dataset.
+        box : sequence of slices or (start, stop), optional
+            A box in chunk coordinates. Equal boxes have equal CIDs wherever they lie.
+
+        Notes
+        -----
+        In a writable mapping the subtree's document becomes a stored block, durable with the next
+        flush, so that it can be opened by its CID.
+        """
+        view = self._settle()
+        path = path.strip("/")
+        node = view.node(path)
+        if node is None or (path and not node):
+            raise NotFoundError(f"there is no node {path!r}; list the folder above it")
+        if box is not None:
+            return _box_cid(view, path, node, box)
+        root = Root(view.root.header, node)
+        data = root.to_block()
+        cid = cid_of(DAG_JSON, self._function, data)
+        if not self.read_only:
+            self.blocks.put(cid, data)
+        return cid
+
+    # -- MutableMapping ---------------------------------------------------------------------
+
+    def __getitem__(self, key: str) -> bytes:
+        value = self.get_value(key)
+        if value is None:
+            raise KeyError(key)
+        return value if type(value) is bytes else bytes(value)
+
+    def __setitem__(self, key: str, value: BytesLike | NDArray[Any]) -> None:
+        self.set_value(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        if not self.discard(key):
+            raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self.exists(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return self.list_keys()
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.list_keys())
+
+    def clear(self) -> None:
+        """Unbind every key."""
+        self.discard_prefix("")
+
+    def __repr__(self) -> str:
+        name = "new" if self._root is None else format_cid(self._root)
+        return f"<CASMapping {name} in {self.blocks.location}{' (changed)' if self.dirty else ''}>"
+
+    # zarr 2 asks a store for these instead of going through all keys
+    def listdir(self, path: str = "") -> list[str]:
+        """Return the names directly below a path (the store interface of zarr 2)."""
+        return list(self.list_folder(path))
+
+    def rmdir(self, path: str = "") -> None:
+        """Unbind every key below a path (the store interface of zarr 2)."""
+        path = path.strip("/")
+        self.discard_prefix(f"{path}/" if path else "")
+
+    def getsize(self, path: str = "") -> int:
+        """Return the bytes of a value or of a folder (the store interface of zarr 2)."""
+        size = self.size_of(path) if path else None
+        return self.prefix_size(path) if size is None else size
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _find(self, key: str) -> Document | None:
+        view, changes = self._state
+        if changes:
+            found = changes.get(key)
+            if found is ABSENT:
+                return None
+            if found is not CLEAR:
+                return found  # type: ignore[return-value]
+        return view.find(key)
+
+    def _settle(self) -> TreeView:
+        """Apply the changes so far to the tree in memory; return it."""
+        view, changes = self._state
+        if changes:
+            with self._lock:
+                view, changes = self._state
+                if changes:
+                    view = self._adopt(apply(view, changes))
+        return view
+
+    def _adopt(self, root: Root) -> TreeView:
+        view = TreeView(self._reader, root)
+        self._state = view, Changes()
+        self._settle_at = max(_SETTLE_AT, _chunks_in(root.node) // 4)
+        return view
+
+    def _open(self, cid: CidBytes) -> TreeView:
+        if codec_of(cid) != DAG_JSON:
+            raise FormatError(f"cid {format_cid(cid)} is not that of a root document")
+        return TreeView(self._reader, Root.from_block(self.blocks.get(cid)))
+
+    def _set_document(self, key: str, data: bytes) -> None:
+        if self.strict:
+            self._check_unbound(key, data)
+        with self._lock:
+            self._state[1].set_document(key, data)
+
+    def _layout_now(self, key: str) -> ShardLayout | None:
+        """Return the sharding of a key's array as it is now; a flush looks again."""
+        folder = split_key(key)[0]
+        while True:
+            base = f"{folder}/" if folder else ""
+            if any(self._find(base + name) is not None for name in OWNERS):
+                break
+            if not folder:
+                return None
+            folder = split_key(folder)[0]
+        if parse_chunk(key[len(base) :]) is None:
+            return None
+        document = self._find(f"{base}zarr.json")
+        if document is None:
+            return None
+        return parse_layout(self._state[0].document_bytes(document))
+
+    def _check_unbound(self, key: str, value: Document) -> None:
+        old = self._find(key)
+        if old is not None and old != value:
+            raise WriteOnceError(
+                f"key {key!r} is bound to another value; open without strict=True to change it"
+            )
+
+    def _check_deletable(self) -> None:
+        if self.read_only:
+            raise self._read_only()
+        if self.strict:
+            raise WriteOnceError("a strict mapping deletes nothing; open without strict=True")
+
+    def _read_only(self) -> ReadOnlyError:
+        needs = self._flushed.header.needs_to_write
+        if needs:
+            return ReadOnlyError(
+                f"writing this dataset needs {', '.join(needs)}, which this release does not know; "
+                "upgrade cas_zarr"
+            )
+        return ReadOnlyError(
+            "this version is open for reading only; open a branch without version= to write"
+        )
+
+
+def _chunks_in(node: Node) -> int:
+    """Count the chunks that are known without opening a block."""
+    return sum(tree.chunks for tree in node.trees.values()) + sum(
+        _chunks_in(inner) for inner in node.nodes.values()
+    )
+
+
+def _box_cid(
+    view: TreeView, path: str, node: Node, box: Sequence[slice | tuple[int, int]]
+) -> CidBytes:
+    bounds = [(part.start or 0, part.stop) if isinstance(part, slice) else part for part in box]
+    forms = [form for form in node.trees if parse_form(form)[1] == len(bounds)]
+    if len(forms) != 1:
+        have = ", ".join(str(parse_form(form)[1]) for form in node.trees) or "no"
+        raise InvalidArgumentError(
+            f"a box of {len(bounds)} dimensions does not fit {path!r}, which has chunks in "
+            f"{have} dimensions"
+        )
+    tree = view.tree(path, forms[0])
+    assert tree is not None
+    upper = 1 << 32
+    start = tuple(max(0, low) for low, _ in bounds)
+    stop = tuple(upper if high is None else min(high, upper) for _, high in bounds)
+    chunks = tree.select(start, stop)
+    function = view.root.header.function
+    if len(chunks) == 0:
+        return cid_of(DAG_CBOR, function, to_page(empty_table(), 0, 0).to_block())
+    codes = encode(decode(chunks.codes, tree.ndim) - np.array(start, np.int64))
+    moved = chunk_table(codes, chunks.cids, chunks.sizes, tree.ndim)
+    ref = build(TreeReader(MemoryBlocks()), function, moved, tree.ndim)
+    assert ref is not None
+    return ref.cid if ref.embedded is None else cid_of(DAG_CBOR, function, ref.embedded)

@@ -1,0 +1,209 @@
+"""Applying changes to a version: from a root and what was set and deleted to the next root."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cas_zarr.cid import DAG_CBOR, DAG_PB, DIGEST_SIZE, HASHES, RAW, CidBytes, HashFunction
+from cas_zarr.codecs.shardindex import ShardLayout, parse_layout
+from cas_zarr.errors import InvalidArgumentError, NotFoundError
+from cas_zarr.tree.changes import Changes, pack_value, unpack_value
+from cas_zarr.tree.classify import Classifier, NodeEdit, moved_keys
+from cas_zarr.tree.keys import chunk_name, form_of, parse_chunk, parse_form, split_key
+from cas_zarr.tree.morton import decode
+from cas_zarr.tree.node import DOCUMENT_LIMIT, EMPTY, Document, Node, Root, Value, document_text
+from cas_zarr.tree.page import CID_SIZE
+from cas_zarr.tree.shards import edit_entries, get_child
+from cas_zarr.tree.update import update
+from cas_zarr.tree.values import read_value, write_value
+from cas_zarr.tree.view import TreeView
+
+__all__ = ["apply", "link"]
+
+_DOCUMENT: Final = "zarr.json"
+
+
+def apply(view: TreeView, changes: Changes) -> Root:
+    """Return the root of a version with some keys set and deleted.
+
+    Pages, shards and long documents are written to the view's block store; the root document
+    itself is not. The result is the same however the final map of keys came about.
+
+    Parameters
+    ----------
+    view : TreeView
+        The version as it is.
+    changes : Changes
+        What was set and deleted, whose values are stored already.
+    """
+    return _Application(view, changes).run()
+
+
+def link(
+    view: TreeView,
+    path: str,
+    coordinates: NDArray[np.integer[Any]],
+    cids: NDArray[np.uint8],
+    sizes: NDArray[np.integer[Any]],
+    kind: str,
+) -> Root:
+    """Return the root of a version with many chunks of one array bound at once.
+
+    The parameters are those of `cas_zarr.mapping.CASMapping.set_links`.
+    """
+    n, ndim = coordinates.shape
+    parse_form(form_of(kind, ndim))
+    if cids.shape != (n, CID_SIZE) or sizes.shape != (n,):
+        raise InvalidArgumentError(
+            f"{n} chunks need cids of shape ({n}, {CID_SIZE}) and sizes of shape ({n},), not "
+            f"{cids.shape} and {sizes.shape}"
+        )
+    if not (_is_cid(cids).all() and (sizes >= 0).all()):
+        raise InvalidArgumentError("a cid is not a CIDv1 of raw, dag-pb or dag-cbor, or a size is")
+    application = _Application(view, Changes())
+    if not application.classifier.owns(path):
+        raise NotFoundError(f"there is no array {path!r}; set its zarr.json or .zarray first")
+    edit = NodeEdit()
+    wide = np.ascontiguousarray(sizes, "<u8").view(np.uint8).reshape(n, 8)
+    tree = edit.at(path).tree(kind, ndim)
+    tree.coordinates.append(coordinates.astype(np.int64))
+    tree.packed.append(np.concatenate([cids, wide], axis=1).tobytes())
+    return Root(view.root.header, application.node(view.root.node, edit) or EMPTY)
+
+
+def _is_cid(cids: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    codecs = np.isin(cids[:, 1], (RAW, DAG_PB, DAG_CBOR))
+    hashes = np.isin(cids[:, 2], list(HASHES))
+    good: NDArray[np.bool_] = (cids[:, 0] == 1) & codecs & hashes & (cids[:, 3] == DIGEST_SIZE)
+    return good
+
+
+class _Application:
+    def __init__(self, view: TreeView, changes: Changes) -> None:
+        self.view = view
+        self.changes = changes
+        self.reader = view.reader
+        self.function: HashFunction = view.root.header.function
+        self.classifier = Classifier(view, changes)
+        self._layouts: dict[str, ShardLayout | None] = {}
+
+    def run(self) -> Root:
+        changes, edit = self.changes, NodeEdit()
+        for folder in changes.cleared:
+            edit.at(folder[:-1]).clear = True
+        moved = moved_keys(self.classifier, edit)
+        values: dict[str, bytes | None] = {**moved, **changes.values}
+        values.update(self._cut_anew(values, moved))
+        self.classifier.sort(values, edit)
+        for key, data in changes.docs.items():
+            folder, name = split_key(key)
+            edit.at(folder).docs[name] = data
+        node = self.node(self.view.root.node, edit)
+        return Root(self.view.root.header, node or EMPTY)
+
+    def node(self, node: Node | None, edit: NodeEdit) -> Node | None:
+        """Return a node as an edit leaves it; None if nothing is left."""
+        base = EMPTY if node is None or edit.clear else node
+        docs = {name: doc for name, doc in base.docs.items() if name not in edit.docs}
+        docs.update(
+            (name, self._document(data)) for name, data in edit.docs.items() if data is not None
+        )
+        trees = dict(base.trees)
+        for form, tree_edit in edit.trees.items():
+            sets, deletes = tree_edit.tables()
+            ref = update(
+                self.reader, self.function, trees.pop(form, None), sets, deletes, tree_edit.ndim
+            )
+            if ref is not None:
+                trees[form] = ref
+        nodes = {
+            name: self.node(get_child(self.reader, base, name), inner)
+            for name, inner in edit.nodes.items()
+        }
+        changed = Node(docs, base.keys, base.nodes, trees, base.shards)
+        return edit_entries(self.reader, self.function, changed, edit.keys, nodes) or None
+
+    def _document(self, data: bytes) -> Document:
+        # a JSON string is never shorter than what it holds
+        if len(data) <= DOCUMENT_LIMIT and len(document_text(data).encode()) <= DOCUMENT_LIMIT:
+            return data
+        return Value(write_value(self.reader.blocks, self.function, data), len(data))
+
+    # -- values that are cut at the borders of inner chunks ---------------------------------
+
+    def _cut_anew(
+        self, values: dict[str, bytes | None], moved: dict[str, bytes]
+    ) -> dict[str, bytes]:
+        """Write anew the long values whose array's sharding is not the one they were cut for."""
+        out = {}
+        for key, was, packed in self._long_values(values, moved):
+            layout = self._layout_for(key)
+            if layout == was:
+                continue
+            value = unpack_value(packed)
+            data = read_value(self.reader, value.cid, value.size)
+            cid = write_value(self.reader.blocks, self.function, memoryview(data), layout)
+            out[key] = pack_value(cid, value.size)
+        return out
+
+    def _long_values(
+        self, values: dict[str, bytes | None], moved: dict[str, bytes]
+    ) -> Iterator[tuple[str, ShardLayout | None, bytes]]:
+        """Yield the long values in question, each with the sharding that it was cut for."""
+        changes, view = self.changes, self.view
+        for key, layout in changes.layouts.items():
+            packed = values.get(key)
+            if packed is not None:
+                yield key, layout, packed
+        for key, packed in moved.items():
+            if packed[1] == DAG_PB and values.get(key) is packed:
+                owner = view.owner(split_key(key)[0])
+                chunk = None
+                if owner is not None:
+                    chunk = parse_chunk(key[len(owner) + 1 :] if owner else key)
+                yield key, None if owner is None or chunk is None else view.layout(owner), packed
+        for document in changes.docs:
+            path, name = split_key(document)
+            node = view.node(path)
+            if name != _DOCUMENT or node is None or changes.hides(document):
+                continue
+            if not (self.classifier.owned_before(path) and self.classifier.owns(path)):
+                continue  # its chunks move, all of them
+            was = view.layout(path)
+            if was == self._layout_of(path):
+                continue
+            for form in node.trees:
+                tree = view.tree(path, form)
+                assert tree is not None
+                kind, ndim = parse_form(form)
+                for table in tree.tables():
+                    table = table.take(table.cids[:, 1] == DAG_PB)
+                    for row, coordinates in enumerate(decode(table.codes, ndim).tolist()):
+                        name = chunk_name(kind, coordinates)
+                        key = f"{path}/{name}" if path else name
+                        if key not in values:
+                            cid = CidBytes(table.cids[row].tobytes())
+                            yield key, was, pack_value(cid, int(table.sizes[row]))
+
+    def _layout_for(self, key: str) -> ShardLayout | None:
+        owner = self.classifier.owner(split_key(key)[0])
+        if owner is None or parse_chunk(key[len(owner) + 1 :] if owner else key) is None:
+            return None
+        return self._layout_of(owner)
+
+    def _layout_of(self, path: str) -> ShardLayout | None:
+        """Return the sharding that the array at a path will have."""
+        if path not in self._layouts:
+            key = f"{path}/{_DOCUMENT}" if path else _DOCUMENT
+            if key in self.changes.docs:
+                data = self.changes.docs[key]
+                self._layouts[path] = None if data is None else parse_layout(data)
+            elif self.changes.hides(key):
+                self._layouts[path] = None
+            else:
+                self._layouts[path] = self.view.layout(path)
+        return self._layouts[path]

@@ -1,0 +1,320 @@
+"""Sorting changed keys into the nodes and chunk trees that they belong to.
+
+A key is classified against the documents that will be there, not those that were: where a
+`zarr.json` or `.zarray` comes or goes, the keys around it move (`moved_keys`). So the result
+follows from the final map alone, whatever the order in which its keys arrived.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cas_zarr.errors import InvalidKeyError
+from cas_zarr.tree.changes import Changes, pack_value, unpack_value
+from cas_zarr.tree.chunktree import chunk_table
+from cas_zarr.tree.keys import MAX_DEPTH, OWNERS, form_of, parse_chunk, split_key
+from cas_zarr.tree.morton import COORDINATE_BITS, MAX_NDIM, Codes, encode
+from cas_zarr.tree.node import Node, Value
+from cas_zarr.tree.page import CID_SIZE
+from cas_zarr.tree.shards import iter_entries
+from cas_zarr.tree.table import Table
+from cas_zarr.tree.view import TreeView
+
+__all__ = ["Classifier", "NodeEdit", "TreeEdit", "moved_keys"]
+
+_PACKED: Final = CID_SIZE + 8
+_TAIL: Final = "0123456789./"
+_NUMBERS = re.compile(r"(?:0|[1-9][0-9]{0,9})(?:/(?:0|[1-9][0-9]{0,9}))*", re.ASCII)
+
+
+@dataclass(slots=True)
+class TreeEdit:
+    """Chunks to set in and to delete from one chunk tree."""
+
+    ndim: int
+    coordinates: list[NDArray[np.int64]] = field(default_factory=list)
+    packed: list[bytes] = field(default_factory=list)
+    deletes: list[NDArray[np.int64]] = field(default_factory=list)
+
+    def tables(self) -> tuple[Table, Codes]:
+        """Return the chunks to set, and the ascending codes of those to delete and not to set."""
+        sets = _stack(self.coordinates, self.ndim)
+        rows = np.frombuffer(b"".join(self.packed), np.uint8).reshape(-1, _PACKED)
+        sizes = np.ascontiguousarray(rows[:, CID_SIZE:]).view("<u8").reshape(-1)
+        table = chunk_table(
+            encode(sets), np.ascontiguousarray(rows[:, :CID_SIZE]), sizes, self.ndim
+        )
+        deletes = np.unique(encode(_stack(self.deletes, self.ndim)))
+        if len(table) and len(deletes):
+            deletes = np.setdiff1d(deletes, table.codes, assume_unique=True)
+        return table, deletes
+
+
+@dataclass(slots=True)
+class NodeEdit:
+    """What changes in one node and below it; `clear` forgets all that was there first."""
+
+    clear: bool = False
+    docs: dict[str, bytes | None] = field(default_factory=dict)
+    keys: dict[str, Value | None] = field(default_factory=dict)
+    trees: dict[str, TreeEdit] = field(default_factory=dict)
+    nodes: dict[str, NodeEdit] = field(default_factory=dict)
+
+    def at(self, path: str) -> NodeEdit:
+        """Return the edit of the node at a path below this one, made if need be."""
+        edit = self
+        if path:
+            for name in path.split("/"):
+                inner = edit.nodes.get(name)
+                if inner is None:
+                    inner = edit.nodes[name] = NodeEdit()
+                edit = inner
+        return edit
+
+    def tree(self, kind: str, ndim: int) -> TreeEdit:
+        """Return the edit of one chunk tree of this node, made if need be."""
+        form = form_of(kind, ndim)
+        edit = self.trees.get(form)
+        if edit is None:
+            edit = self.trees[form] = TreeEdit(ndim)
+        return edit
+
+
+class Classifier:
+    """Knows which nodes will own chunks once some changes are applied to a version.
+
+    Parameters
+    ----------
+    view : TreeView
+        The version as it is.
+    changes : Changes
+    """
+
+    def __init__(self, view: TreeView, changes: Changes) -> None:
+        self.view = view
+        self.changes = changes
+        self._owns: dict[str, bool] = {}
+        self._owner: dict[str, str | None] = {}
+        self._new = sorted(
+            {split_key(key)[0] for key, data in changes.docs.items() if data is not None}
+        )
+
+    def owned_before(self, path: str) -> bool:
+        """Tell whether the node at a path owns chunks in the version as it is."""
+        node = self.view.node(path)
+        return node is not None and not OWNERS.isdisjoint(node.docs)
+
+    def owns(self, path: str) -> bool:
+        """Tell whether the node at a path will own chunks."""
+        known = self._owns.get(path)
+        if known is None:
+            node = self.view.node(path)
+            known = False
+            base = f"{path}/" if path else ""
+            for name in OWNERS:
+                key = base + name
+                if key in self.changes.docs:
+                    known |= self.changes.docs[key] is not None
+                elif node is not None and name in node.docs:
+                    known |= not self.changes.hides(key)
+            self._owns[path] = known
+        return known
+
+    def owner(self, folder: str) -> str | None:
+        """Return the deepest node at or above a folder that will own chunks."""
+        try:
+            return self._owner[folder]
+        except KeyError:
+            if self.owns(folder):
+                owner: str | None = folder
+            else:
+                owner = None if folder == "" else self.owner(split_key(folder)[0])
+            self._owner[folder] = owner
+            return owner
+
+    def flips(self) -> list[str]:
+        """Return the paths whose owning chunks changes."""
+        folders = {split_key(key)[0] for key in self.changes.docs if split_key(key)[1] in OWNERS}
+        return sorted(path for path in folders if self.owned_before(path) != self.owns(path))
+
+    def sort(self, values: Mapping[str, bytes | None], edit: NodeEdit) -> None:
+        """Enter keys and their packed values (None: delete) into an edit of the root's node."""
+        buckets: dict[tuple[str, int, int], list[str]] = {}
+        for key in values:
+            head = key.rstrip(_TAIL)
+            start = len(head)
+            shape = head, key.count("/", start), key.count(".", start)
+            bucket = buckets.get(shape)
+            if bucket is None:
+                buckets[shape] = [key]
+            else:
+                bucket.append(key)
+        for (head, slashes, dots), keys in buckets.items():
+            if not self._sort_bucket(values, edit, head, slashes, dots, keys):
+                for key in keys:
+                    self._sort_one(key, values[key], edit)
+
+    def _sort_one(self, key: str, packed: bytes | None, edit: NodeEdit) -> None:
+        folder, name = split_key(key)
+        owner = self.owner(folder)
+        chunk = None
+        if owner is not None:
+            chunk = parse_chunk(key[len(owner) + 1 :] if owner else key)
+        if owner is None or chunk is None:
+            edit.at(folder).keys[name] = None if packed is None else unpack_value(packed)
+            return
+        kind, coordinates = chunk
+        tree = edit.at(owner).tree(kind, len(coordinates))
+        row = np.array([coordinates], np.int64).reshape(1, -1)
+        if packed is None:
+            tree.deletes.append(row)
+        else:
+            tree.coordinates.append(row)
+            tree.packed.append(packed)
+
+    def _sort_bucket(
+        self,
+        values: Mapping[str, bytes | None],
+        edit: NodeEdit,
+        head: str,
+        slashes: int,
+        dots: int,
+        keys: list[str],
+    ) -> bool:
+        """Sort keys that differ in their numbers only, all at once; False where that is unsafe."""
+        shape = _shape_of(head, keys[0], slashes, dots)
+        if shape is None or len(keys) < 8:
+            return False
+        owner, kind, ndim, start = shape
+        if not self.owns(owner) or self._has_nodes_below(head, owner):
+            return False
+        text = "/".join([key[start:] for key in keys])
+        if dots:
+            text = text.replace(".", "/")
+        if _NUMBERS.fullmatch(text) is None:
+            return False
+        numbers = np.fromstring(text, np.int64, sep="/")
+        if len(numbers) != len(keys) * ndim or (numbers >> COORDINATE_BITS).any():
+            return False
+        coordinates = numbers.reshape(len(keys), ndim)
+        packed = [values[key] for key in keys]
+        tree = edit.at(owner).tree(kind, ndim)
+        present = np.array([entry is not None for entry in packed])
+        sets = [entry for entry in packed if entry is not None]
+        if not present.all():
+            tree.deletes.append(coordinates[~present])
+            coordinates = coordinates[present]
+        if sets:
+            tree.coordinates.append(coordinates)
+            tree.packed.append(b"".join(sets))
+        return True
+
+    def _has_nodes_below(self, head: str, owner: str) -> bool:
+        """Tell whether there are, or will be, nodes that could own some of a bucket's keys."""
+        base = f"{head}/" if head else ""
+        for path in self._new:
+            if path != owner and (path == head or path.startswith(base)):
+                return True
+        node = self.view.node(head)
+        if node is None:
+            return False
+        if head != owner:
+            return True
+        return bool(node.shards or node.nodes)
+
+
+def moved_keys(classifier: Classifier, edit: NodeEdit) -> dict[str, bytes]:
+    """Take the keys out of the places that they lose because owners of chunks come or go.
+
+    Returns
+    -------
+    dict of str to bytes
+        Those keys with their packed values, to be sorted in again.
+    """
+    view, changes = classifier.view, classifier.changes
+    moved: dict[str, bytes] = {}
+    for path in classifier.flips():
+        base = f"{path}/" if path else ""
+        node = None if changes.hides(base) else view.node(path)
+        if node is not None:
+            for folder, inner in _own_folders(view, path, node):
+                for name, entry in iter_entries(view.reader, inner):
+                    if isinstance(entry, Value):
+                        key = f"{folder}/{name}" if folder else name
+                        if not changes.hides(key):
+                            moved[key] = _pack(entry)
+                        edit.at(folder).keys[name] = None
+        if classifier.owned_before(path):
+            keys: Iterable[str] = _chunks_of(view, path, node)
+        else:
+            keys = view.chunk_keys_above(base) if base else ()
+        for key in keys:
+            value = view.find(key)
+            owner = view.owner(split_key(key)[0])
+            assert isinstance(value, Value)
+            assert owner is not None
+            chunk = parse_chunk(key[len(owner) + 1 :] if owner else key)
+            assert chunk is not None
+            if not changes.hides(key):
+                moved[key] = _pack(value)
+            row = np.array([chunk[1]], np.int64).reshape(1, -1)
+            edit.at(owner).tree(chunk[0], len(chunk[1])).deletes.append(row)
+    return moved
+
+
+def _own_folders(view: TreeView, path: str, node: Node) -> Iterator[tuple[str, Node]]:
+    """Yield a node and the folders below it that belong to no deeper owner of chunks."""
+    pending = [(path, node)]
+    while pending:
+        folder, inner = pending.pop()
+        if folder.count("/") > MAX_DEPTH:
+            raise InvalidKeyError(f"nodes are nested deeper than {MAX_DEPTH} levels")
+        yield folder, inner
+        for name, entry in iter_entries(view.reader, inner):
+            if isinstance(entry, Node) and OWNERS.isdisjoint(entry.docs):
+                pending.append((f"{folder}/{name}" if folder else name, entry))
+
+
+def _chunks_of(view: TreeView, path: str, node: Node | None) -> Iterator[str]:
+    for form in node.trees if node is not None else ():
+        yield from view.chunk_keys(path, form)
+
+
+def _shape_of(head: str, key: str, slashes: int, dots: int) -> tuple[str, str, int, int] | None:
+    """Say what the keys of a bucket can be: owner, kind, dimensions, where the numbers begin."""
+    tail = key[len(head) :]
+    if not tail:
+        return None
+    in_c = head == "c" or head.endswith("/c")
+    owner, kind, ndim, start = "", "", 0, len(head) + 1
+    if in_c and (tail[0] == "/" and not dots):
+        owner, kind, ndim = head[:-2], "c/", slashes
+    elif in_c and (tail[0] == "." and not slashes):
+        owner, kind, ndim = head[:-2], "c.", dots
+    elif in_c:
+        return None
+    elif head == "" and tail[0] not in "./":
+        start = 0
+        kind, ndim = ("/", slashes + 1) if slashes and not dots else (".", dots + 1)
+        if slashes and dots:
+            return None
+    elif tail[0] == "/" and (slashes == 1 or not dots):
+        owner = head
+        kind, ndim = (".", dots + 1) if slashes == 1 else ("/", slashes)
+    else:
+        return None
+    return (owner, kind, ndim, start) if ndim <= MAX_NDIM else None
+
+
+def _stack(parts: list[NDArray[np.int64]], ndim: int) -> NDArray[np.int64]:
+    return np.concatenate(parts) if parts else np.zeros((0, ndim), np.int64)
+
+
+def _pack(value: Value) -> bytes:
+    return pack_value(value.cid, value.size)

@@ -1,0 +1,134 @@
+"""The grammar of keys: which are possible, which are documents, and which are chunks.
+
+A chunk key reads, behind the folder of its array, ``c``, ``c(/N)+``, ``c(.N)+``, ``N(.N)*`` or
+``N(/N)+`` with N below 2**32 and at most 32 of them. The form of a chunk tree names the kind and
+the number of dimensions: ``c``, ``c/3``, ``c.3``, ``.3``, ``/3``.
+
+Source: docs/format.md, Keys; Zarr v3 specification, chunk key encodings; Zarr v2, chunk keys.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from cas_zarr.errors import CasZarrError, FormatError, InvalidKeyError
+from cas_zarr.tree.morton import COORDINATE_BITS, MAX_NDIM
+
+__all__ = [
+    "DOCUMENTS",
+    "MAX_DEPTH",
+    "MAX_KEY_BYTES",
+    "OWNERS",
+    "check_key",
+    "check_segment",
+    "chunk_name",
+    "form_of",
+    "parse_chunk",
+    "parse_form",
+    "split_key",
+]
+
+DOCUMENTS: Final = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"})
+OWNERS: Final = frozenset({"zarr.json", ".zarray"})
+"""Documents whose presence makes the chunk-like keys below a node its chunks."""
+
+MAX_KEY_BYTES: Final = 1024
+MAX_DEPTH: Final = 64
+
+_N = r"(?:0|[1-9][0-9]{0,9})"
+_CHUNK = re.compile(rf"c|(c)((?:/{_N})+)|(c)((?:\.{_N})+)|{_N}(?:\.{_N})*|{_N}(?:/{_N})+", re.ASCII)
+_FORM = re.compile(r"c|(c/|c\.|\.|/)([1-9][0-9]?)", re.ASCII)
+# short keys of harmless characters; whatever is not like that is looked at more closely
+_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*", re.ASCII)
+_plain = _PLAIN.fullmatch
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that cannot be stored.
+
+    Raises
+    ------
+    InvalidKeyError
+        If it has an empty segment, ".", "..", NUL or a lone surrogate, or is longer than 1 KiB
+        or deeper than 64 segments.
+    """
+    if isinstance(key, str) and len(key) < 128 and _plain(key):
+        return
+    if not isinstance(key, str):
+        raise InvalidKeyError(f"a key is text, not {type(key).__name__}")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise InvalidKeyError(f"key {key[:80]!r} has a lone surrogate; keys are unicode") from None
+    if size > MAX_KEY_BYTES:
+        raise InvalidKeyError(f"key {key[:80]!r}... has {size} bytes; at most {MAX_KEY_BYTES} can")
+    segments = key.split("/")
+    if len(segments) > MAX_DEPTH:
+        raise InvalidKeyError(
+            f"key {key[:80]!r} has {len(segments)} segments; at most {MAX_DEPTH} can"
+        )
+    for segment in segments:
+        check_segment(segment)
+
+
+def check_segment(segment: str, error: type[CasZarrError] = InvalidKeyError) -> None:
+    """Refuse a name that cannot stand between slashes."""
+    if segment in ("", ".", "..") or "/" in segment or "\0" in segment:
+        raise error(f"a key has the segment {segment[:80]!r}; it cannot be empty, '.', '..' or NUL")
+    if len(segment) > MAX_KEY_BYTES:
+        raise error(f"a key has a segment of {len(segment)} characters")
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """Return the folder and the last segment of a key."""
+    folder, _, name = key.rpartition("/")
+    return folder, name
+
+
+def form_of(kind: str, ndim: int) -> str:
+    """Return the form of chunk tree for a kind (``c``, ``c/``, ``c.``, ``.``, ``/``)."""
+    return kind if ndim == 0 else f"{kind}{ndim}"
+
+
+def parse_form(form: str) -> tuple[str, int]:
+    """Return kind and number of dimensions of a form.
+
+    Raises
+    ------
+    FormatError
+        If it is none.
+    """
+    match = _FORM.fullmatch(form)
+    if match is None:
+        raise FormatError(f"{form[:40]!r} is no form of a chunk tree")
+    if match[1] is None:
+        return "c", 0
+    ndim = int(match[2])
+    if ndim > MAX_NDIM or (match[1] == "/" and ndim < 2):
+        raise FormatError(f"{form[:40]!r} is no form of a chunk tree")
+    return match[1], ndim
+
+
+def parse_chunk(name: str) -> tuple[str, tuple[int, ...]] | None:
+    """Return kind and coordinates if `name`, what follows an array's folder, is a chunk's."""
+    if _CHUNK.fullmatch(name) is None:
+        return None
+    if name == "c":
+        return "c", ()
+    prefix = "c" if name[0] == "c" else ""
+    separator = "/" if "/" in name else "."
+    parts = name[len(prefix) :].lstrip("./").split(separator)
+    coordinates = tuple(map(int, parts))
+    if len(parts) > MAX_NDIM or max(coordinates) >> COORDINATE_BITS:
+        return None
+    return prefix + separator, coordinates
+
+
+def chunk_name(kind: str, coordinates: tuple[int, ...] | list[int]) -> str:
+    """Return the name of a chunk behind its array's folder."""
+    if kind == "c":
+        return "c"
+    separator = kind[-1]
+    name = separator.join(map(str, coordinates))
+    return f"{kind}{name}" if len(kind) == 2 else name

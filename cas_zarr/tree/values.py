@@ -1,0 +1,179 @@
+"""Values: the bytes of one key, as one raw block or, past 1 MiB, as a UnixFS file.
+
+The leaves of a file end at each MiB, or at the borders of inner chunks where the array is
+sharded (`cas_zarr.codecs.shardindex`). A range of a value is read and verified without the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cas_zarr.blocks.base import BlockStore
+from cas_zarr.cid import DAG_PB, RAW, BytesLike, CidBytes, HashFunction, cid_of, format_cid
+from cas_zarr.codecs.shardindex import ShardLayout, cut_points
+from cas_zarr.codecs.unixfs import LEAF_SIZE, build_file
+from cas_zarr.errors import FormatError, LimitError
+from cas_zarr.parallel import map_ordered
+from cas_zarr.tree.shards import TreeReader
+
+__all__ = ["MAX_VALUE_SIZE", "file_blocks", "is_file", "read_value", "write_value"]
+
+MAX_VALUE_SIZE: Final = 1 << 32
+"""Largest value, in bytes."""
+
+_MAX_FILE_DEPTH: Final = 16
+
+
+def is_file(cid: CidBytes) -> bool:
+    """Tell whether a value is a UnixFS file rather than one block."""
+    return cid[1] == DAG_PB
+
+
+def write_value(
+    blocks: BlockStore,
+    function: HashFunction,
+    data: BytesLike,
+    layout: ShardLayout | None = None,
+) -> CidBytes:
+    """Hash and store a value; return its CID.
+
+    `data` may be a view of memory that changes later: every byte is hashed and copied or written
+    before this returns. Leaves are hashed in threads, each while its bytes are hot.
+    """
+    if len(data) <= LEAF_SIZE:
+        cid = cid_of(RAW, function, data)
+        blocks.put(cid, data)
+        return cid
+    if len(data) > MAX_VALUE_SIZE:
+        raise LimitError(
+            f"a value has {len(data)} bytes; at most {MAX_VALUE_SIZE} can be stored under one key: "
+            "use smaller chunks"
+        )
+    view = memoryview(data)
+    cuts = cut_points(view, layout)
+
+    def write_leaf(row: int) -> tuple[CidBytes, int]:
+        piece = view[cuts[row] : cuts[row + 1]]
+        cid = cid_of(RAW, function, piece)
+        blocks.put(cid, piece)
+        return cid, len(piece)
+
+    leaves = map_ordered(write_leaf, range(len(cuts) - 1))
+    cid, nodes = build_file(leaves, function)
+    blocks.put_many(nodes)
+    return cid
+
+
+def read_value(
+    reader: TreeReader, cid: CidBytes, size: int, start: int = 0, stop: int | None = None
+) -> bytes | NDArray[np.uint8]:
+    """Return bytes `start` to `stop` of a value, verified.
+
+    Parameters
+    ----------
+    reader : TreeReader
+    cid : CidBytes
+        The value.
+    size : int
+        How many bytes the tree says that it has.
+    start, stop : int
+        Range of bytes; only the leaves that it touches are read.
+
+    Raises
+    ------
+    CorruptBlockError, BlockNotFoundError
+        If a block is damaged or missing.
+    FormatError
+        If the value is not what the tree says.
+    """
+    stop = size if stop is None else min(stop, size)
+    if not is_file(cid):
+        data = reader.blocks.get(cid)
+        if len(data) != size:
+            raise _wrong_size(cid, size, len(data))
+        return data if start <= 0 and stop == size else data[start:stop]
+    if size > MAX_VALUE_SIZE:
+        raise LimitError(f"value {format_cid(cid)} claims {size} bytes; at most {MAX_VALUE_SIZE}")
+    if start >= stop:
+        return b""
+    pieces = list(_pieces(reader, cid, size, start, stop))
+    out = np.empty(stop - start, np.uint8)
+    view = memoryview(out)
+
+    def read(piece: _Piece) -> None:
+        begin, end = max(piece.offset, start), min(piece.offset + piece.size, stop)
+        target = view[begin - start : end - start]
+        if piece.data is not None:
+            target[:] = piece.data[begin - piece.offset : end - piece.offset]
+        elif end - begin == piece.size:
+            reader.blocks.read_into(piece.cid, target)
+        else:
+            data = reader.blocks.get(piece.cid)
+            if len(data) != piece.size:
+                raise _wrong_size(piece.cid, piece.size, len(data))
+            target[:] = data[begin - piece.offset : end - piece.offset]
+
+    map_ordered(read, pieces)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A leaf of a file, or bytes that stand in a node itself."""
+
+    offset: int
+    size: int
+    cid: CidBytes
+    data: bytes | None = None
+
+
+def _pieces(
+    reader: TreeReader,
+    cid: CidBytes,
+    size: int,
+    start: int,
+    stop: int,
+    offset: int = 0,
+    depth: int = 0,
+) -> Iterator[_Piece]:
+    """Yield the pieces of a file that a range of bytes touches."""
+    if not is_file(cid):
+        yield _Piece(offset, size, cid)
+        return
+    node = reader.file_node(cid)
+    if node.size != size or depth > _MAX_FILE_DEPTH:
+        raise _wrong_size(cid, size, node.size)
+    if node.data and offset < stop and start < offset + len(node.data):
+        yield _Piece(offset, len(node.data), cid, node.data)
+    offset += len(node.data)
+    for child, length in zip(node.links, node.sizes, strict=True):
+        if length and offset < stop and start < offset + length:
+            yield from _pieces(reader, child, length, start, stop, offset, depth + 1)
+        offset += length
+
+
+def file_blocks(reader: TreeReader, cid: CidBytes, size: int) -> Iterator[CidBytes]:
+    """Yield the CIDs of all blocks of a value, nodes before what they link."""
+    pending: list[tuple[CidBytes, int, int]] = [(cid, size, 0)]
+    while pending:
+        cid, size, depth = pending.pop()
+        yield cid
+        if is_file(cid):
+            node: Any = reader.file_node(cid)
+            if node.size != size or depth > _MAX_FILE_DEPTH:
+                raise _wrong_size(cid, size, node.size)
+            pending.extend(
+                (child, n, depth + 1) for child, n in zip(node.links, node.sizes, strict=True)
+            )
+
+
+def _wrong_size(cid: CidBytes, claimed: int, found: int) -> FormatError:
+    return FormatError(
+        f"value {format_cid(cid)} has {found} bytes where the document or page that links it "
+        f"claims {claimed}"
+    )
