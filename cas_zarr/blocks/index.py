@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from cas_zarr.cid import DIGEST_SIZE, HASHES
 from cas_zarr.codecs.carindex import Digests, IndexGroup, Offsets, group_arrays, index_groups
 
-__all__ = ["KEY_SIZE", "Directory", "Holder", "PackIndex"]
+__all__ = ["KEY_SIZE", "Directory", "Holder", "PackIndex", "SearchIndex"]
 
 KEY_SIZE = DIGEST_SIZE + 2
 """Bytes of a multihash of the hash functions known here: code, length, digest."""
@@ -157,11 +157,28 @@ class PackIndex:
         return found
 
 
+class SearchIndex(Protocol):
+    """What `PackIndex` does: the index of a pack, open or not."""
+
+    @property
+    def count(self) -> int: ...
+
+    def find(self, key: bytes) -> int | None: ...
+
+    def find_many(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]: ...
+
+    def records(self) -> list[tuple[int, Digests, Offsets]]: ...
+
+    def leading(self) -> NDArray[np.uint32]: ...
+
+    def warm(self) -> None: ...
+
+
 class Holder(Protocol):
     """Something with an index: a pack, or a part of one that is being written."""
 
     @property
-    def index(self) -> PackIndex: ...
+    def index(self) -> SearchIndex: ...
 
 
 class _State(NamedTuple):

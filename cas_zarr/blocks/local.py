@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,13 +18,11 @@ from typing import cast
 
 from cas_zarr.blocks import disk
 from cas_zarr.blocks.base import BlockStore
+from cas_zarr.blocks.folder import PackFolder
 from cas_zarr.blocks.index import KEY_SIZE, Directory
-from cas_zarr.blocks.merge import DamagedPackError, choose, merge
 from cas_zarr.blocks.pack import (
     Pack,
     Source,
-    is_pack_name,
-    iter_sections,
     parse_section,
     remove_leftovers,
 )
@@ -108,42 +105,37 @@ class LocalBlocks(BlockStore):
         self, path: str | os.PathLike[str], *, create: bool = False, read_only: bool = False
     ) -> None:
         self.read_only = read_only
-        self._folder = os.path.abspath(os.fspath(path))
-        self._lock = threading.RLock()  # writing
-        self._scan_lock = threading.RLock()  # learning what packs there are
+        self._path = os.path.abspath(os.fspath(path))
+        self._lock = threading.RLock()  # of writing; taken before that of the folder
         self._directory = Directory()
-        self._packs: dict[str, Pack] = {}
-        self._damaged: dict[str, str] = {}
+        self._folder = PackFolder(self._path, self._directory)
         self._writer: PackWriter | None = None
         self._inherited: tuple[PackWriter, ...] = ()  # of the process that was forked
-        self._names_pending = False  # a pack was sealed and its name is not durable
         self._lost: StorageError | None = None
         self._rotten: set[bytes] = set()  # multihashes of blocks that were found damaged
-        self._unmergeable: set[str] = set()
-        self._stamp = -1
         # What was read last, where it begins in its source, and where the next section begins in it
         self._cursor: tuple[Source, bytes, int, int] | None = None
         try:
-            if not os.path.isdir(self._folder):
+            if not os.path.isdir(self._path):
                 if not create or read_only:
                     raise RepositoryNotFoundError(
-                        f"there is no folder {self._folder} with packs; create a repository there "
+                        f"there is no folder {self._path} with packs; create a repository there "
                         "first, or check the path"
                     )
-                disk.make_folder(self._folder)
+                disk.make_folder(self._path)
             if not read_only:
-                remove_leftovers(self._folder)
-            self._refresh()
+                remove_leftovers(self._path)
+            self._folder.refresh()
         except OSError as error:
-            raise disk.failure(error, "open the packs", self._folder) from error
+            raise disk.failure(error, "open the packs", self._path) from error
         _stores.add(self)
 
     @property
     def location(self) -> str:
-        return f"the packs in {self._folder}"
+        return f"the packs in {self._path}"
 
     def __repr__(self) -> str:
-        return f"LocalBlocks({self._folder!r})"
+        return f"LocalBlocks({self._path!r})"
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -185,9 +177,7 @@ class LocalBlocks(BlockStore):
         try:
             if not data:
                 data = source.read(offset, size)
-            held, begin, end = parse_section(data, offset - start)
-            if held[-KEY_SIZE:] != cid[-KEY_SIZE:]:
-                raise FormatError("a section of another block is there")
+            begin, end = _block_at(data, offset - start, cid)
             if end > len(data) and len(data) > _GLANCE and end - begin <= _EXACT:
                 shift = start - offset  # the window ends in this block: read the next one
                 data, start = source.read(offset, _WINDOW), offset
@@ -198,7 +188,9 @@ class LocalBlocks(BlockStore):
             body = source.read(start + begin, end - begin)
             if len(body) != end - begin:
                 raise FormatError("it is cut off")
-            self._cursor = (source, b"", start + end, 0)
+            # Reading on after a small block is worth a window, after a large one a header only.
+            kept = body if len(body) <= _EXACT else b""
+            self._cursor = (source, kept, start + end - len(kept), len(kept))
             return body
         except FormatError as error:
             raise self._damaged_pack(cid, source, offset, error) from None
@@ -206,6 +198,8 @@ class LocalBlocks(BlockStore):
             raise disk.failure(error, f"read block {format_cid(cid)}", source.path) from error
 
     def _read_into(self, cid: CidBytes, out: memoryview) -> bool:
+        if len(out) <= _GLANCE:  # likely to be in the window
+            return super()._read_into(cid, out)
         found = self._find(cid[-KEY_SIZE:])
         if found is None:
             self._refuse_if_damaged(cid)
@@ -279,9 +273,7 @@ class LocalBlocks(BlockStore):
             return None
         source, offset = found
         try:
-            held, begin, end = parse_section(source.read(offset, 300))
-            if held[-KEY_SIZE:] != cid[-KEY_SIZE:]:
-                raise FormatError("a section of another block is there")
+            begin, end = _block_at(source.read(offset, 300), 0, cid)
         except FormatError as error:
             raise self._damaged_pack(cid, source, offset, error) from None
         except OSError as error:
@@ -290,41 +282,45 @@ class LocalBlocks(BlockStore):
 
     def list(self) -> Iterator[CidBytes]:
         """Yield the CID of every block that is held, each multihash once."""
-        self._look_again()
-        seen: list[Pack] = []
-        for holder in self._directory.holders():
-            if not isinstance(holder, Pack):
-                continue
-            try:
-                for cid, _, _ in iter_sections(holder, holder.index):
-                    key = cid[-KEY_SIZE:]
-                    if all(pack.index.find(key) is None for pack in seen):
-                        yield cid
-            except FormatError as error:
-                raise CorruptBlockError(
-                    f"pack {holder.path} is damaged: {error}; run verify, and fetch its blocks "
-                    "again from elsewhere"
-                ) from None
-            except OSError as error:
-                raise disk.failure(error, "list the blocks of a pack", holder.path) from error
-            seen.append(holder)
         writer = self._writer
+        done: list[Pack | PackWriter] = []
+        while True:  # until no pack is new: they may be merged meanwhile
+            self._look_again()
+            fresh = [h for h in self._directory.holders() if isinstance(h, Pack) and h not in done]
+            if not fresh:
+                break
+            for pack in fresh:
+                yield from self._list_one(pack, done)
         for open_pack in (*self._inherited, *([writer] if writer else [])):
-            for cid, _, _ in open_pack.sections():
-                if all(pack.index.find(cid[-KEY_SIZE:]) is None for pack in seen):
+            yield from self._list_one(open_pack, done)
+
+    def _list_one(
+        self, source: Pack | PackWriter, done: MutableSequence[Pack | PackWriter]
+    ) -> Iterator[CidBytes]:
+        try:
+            for cid, _, _ in source.sections():
+                if all(other.find(cid[-KEY_SIZE:]) is None for other in done):
                     yield cid
+        except FormatError as error:
+            raise CorruptBlockError(
+                f"pack {source.path} is damaged: {error}; run verify, and fetch its blocks again "
+                "from elsewhere"
+            ) from None
+        except OSError as error:
+            raise disk.failure(error, "list the blocks of a pack", source.path) from error
+        done.append(source)
 
     def stats(self) -> PackStats:
         """Count packs, blocks and bytes."""
         self._look_again()
-        packs = list(self._packs.values())
+        packs = list(self._folder.packs.values())
         writer = self._writer
         return PackStats(
             packs=len(packs),
             blocks=sum(pack.index.count for pack in packs),
             bytes=sum(pack.file_size for pack in packs),
             unflushed=writer.count if writer is not None else 0,
-            damaged=tuple(self._damaged.values()),
+            damaged=tuple(self._folder.damaged.values()),
         )
 
     # -- finding ----------------------------------------------------------------------------
@@ -359,56 +355,16 @@ class LocalBlocks(BlockStore):
             if found is not None:
                 return found
         for writer in self._inherited:
-            for run in writer.runs:
-                offset = run.index.find(key)
-                if offset is not None:
-                    return run, offset
-            offset = writer.places.get(key)
+            offset = writer.find(key)
             if offset is not None:
                 return writer, offset
         return None
 
     def _look_again(self) -> bool:
         try:
-            return self._refresh()
+            return self._folder.refresh()
         except OSError as error:
-            raise disk.failure(error, "look at the packs", self._folder) from error
-
-    def _refresh(self) -> bool:
-        """Learn what packs there are now; tell whether there are new ones."""
-        if os.stat(self._folder).st_mtime_ns == self._stamp:
-            return False
-        with self._scan_lock:
-            news = False
-            for _ in range(_ATTEMPTS):
-                began = time.time_ns()
-                stamp = os.stat(self._folder).st_mtime_ns
-                names = {name for name in os.listdir(self._folder) if is_pack_name(name)}
-                gone = self._packs.keys() - names
-                vanished = False
-                for name in sorted(names - self._packs.keys() - self._damaged.keys()):
-                    try:
-                        pack = Pack(os.path.join(self._folder, name))
-                    except FileNotFoundError:  # merged into another one just now
-                        vanished = True
-                    except FormatError as error:
-                        self._damaged[name] = str(error)
-                    else:
-                        self._packs[name] = pack
-                        self._directory.add(pack)
-                        news = True
-                if vanished or (gone and not self._is_listing(names)):
-                    continue  # a folder can be listed without the old name and without the new
-                for name in gone:
-                    self._directory.replace([self._packs.pop(name)], None)
-                for name in self._damaged.keys() - names:
-                    del self._damaged[name]
-                self._stamp = stamp if began - stamp > _COARSE else -1
-                break
-            return news
-
-    def _is_listing(self, names: set[str]) -> bool:
-        return names == {name for name in os.listdir(self._folder) if is_pack_name(name)}
+            raise disk.failure(error, "look at the packs", self._path) from error
 
     def _damaged_pack(
         self, cid: CidBytes, source: Source, offset: int, error: FormatError
@@ -419,10 +375,10 @@ class LocalBlocks(BlockStore):
         )
 
     def _refuse_if_damaged(self, cid: CidBytes) -> None:
-        if self._damaged:
+        if self._folder.damaged:
             raise CorruptBlockError(
-                f"block {format_cid(cid)} is in no sound pack of {self._folder}, and may lie in a "
-                f"damaged one: {'; '.join(self._damaged.values())}"
+                f"block {format_cid(cid)} is in no sound pack of {self._path}, and may lie in a "
+                f"damaged one: {'; '.join(self._folder.damaged.values())}"
             )
 
     # -- writing ----------------------------------------------------------------------------
@@ -444,10 +400,10 @@ class LocalBlocks(BlockStore):
                 writer.add(cid, key, data)
                 self._rotten.discard(key)
             except OSError as error:
-                raise disk.failure(error, f"write block {format_cid(cid)}", self._folder) from error
+                raise disk.failure(error, f"write block {format_cid(cid)}", self._path) from error
 
     def _open_writer(self) -> PackWriter:
-        self._writer = writer = PackWriter(self._folder, self._directory, self._lock)
+        self._writer = writer = PackWriter(self._path, self._directory, self._lock)
         return writer
 
     def flush(self) -> None:
@@ -463,15 +419,12 @@ class LocalBlocks(BlockStore):
             with self._lock:
                 if self._writer is not None:
                     self._seal()
-                elif self._names_pending:
-                    self._sync_names()
-                else:
-                    return
+                self._folder.sync()
         except OSError as error:
-            raise disk.failure(error, "flush the blocks", self._folder) from error
+            raise disk.failure(error, "flush the blocks", self._path) from error
         # The blocks are safe: if tidying fails, the packs stay as they are until the next time.
         with suppress(OSError):
-            self._merge()
+            self._folder.merge_small()
 
     def _seal(self) -> None:
         writer = self._writer
@@ -481,23 +434,16 @@ class LocalBlocks(BlockStore):
             raise self._lost
         if writer.tainted:
             writer = self._renew(writer)
-        pack = writer.seal()
-        self._names_pending = True
-        with self._scan_lock:
-            self._packs[pack.name] = pack
+        with self._folder.lock:  # nobody else learns of the pack before it is taken in
+            self._folder.take(writer.seal())
         self._writer = None
-        self._sync_names()
-
-    def _sync_names(self) -> None:
-        disk.fsync_folder(self._folder)
-        self._names_pending = False
 
     def _renew(self, old: PackWriter) -> PackWriter:
         """Copy an open pack into a new file, after an fsync of the old one failed.
 
         The kernel may have dropped what did not reach the disk, so each block is verified.
         """
-        fresh = PackWriter(self._folder, self._directory, self._lock)
+        fresh = PackWriter(self._path, self._directory, self._lock)
         try:
             for cid, offset, size in old.sections():
                 data = old.body(cid, offset, size)
@@ -517,53 +463,14 @@ class LocalBlocks(BlockStore):
 
     def close(self) -> None:
         """Release files and memory. What was not flushed is lost."""
-        with self._lock, self._scan_lock:
+        with self._lock:
             writer, self._writer = self._writer, None
             if writer is not None:
                 with suppress(OSError):
                     writer.discard()
             self._inherited = ()
             self._cursor = None
-            self._directory.clear()
-            self._packs.clear()
-            self._damaged.clear()
-            self._stamp = -1
-
-    # -- tidying ----------------------------------------------------------------------------
-
-    def _merge(self) -> None:
-        """Merge small packs, unless another process is at it."""
-        if not choose(self._mergeable()):
-            return
-        with self._scan_lock:
-            lock = os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if disk.try_lock(lock) is not False:
-                    self._refresh()
-                    packs = choose(self._mergeable())
-                    if packs:
-                        self._replace(packs, merge(self._folder, packs))
-            except DamagedPackError as error:  # left as it is, for verify to find
-                self._unmergeable.add(error.pack.name)
-            finally:
-                os.close(lock)
-
-    def _mergeable(self) -> Sequence[Pack]:
-        return [p for name, p in list(self._packs.items()) if name not in self._unmergeable]
-
-    def _replace(self, old: Sequence[Pack], new: Pack | None) -> None:
-        """Put a new pack in the place of old ones."""
-        disk.fsync_folder(self._folder)
-        if new is not None:
-            same = self._packs.get(new.name)  # another process merged the same packs
-            if same is not None and same not in old:
-                old = [*old, same]
-            self._packs[new.name] = new
-        self._directory.replace(old, new)
-        for pack in old:
-            if new is None or pack.name != new.name:
-                disk.unlink(pack.path)
-                self._packs.pop(pack.name, None)
+            self._folder.clear()
 
     def _delete(self, cid: CidBytes) -> None:
         self.delete_many([cid])
@@ -578,27 +485,33 @@ class LocalBlocks(BlockStore):
         drop = {as_cid_bytes(cid)[-KEY_SIZE:] for cid in cids}
         self.flush()
         self._look_again()
-        with self._scan_lock:
-            self._cursor = None
-            for pack in list(self._packs.values()):
-                here = [key for key in drop if pack.index.find(key) is not None]
-                if here:
-                    try:
-                        self._replace([pack], merge(self._folder, [pack], drop))
-                    except OSError as error:
-                        raise disk.failure(error, "write a pack anew", pack.path) from error
+        self._cursor = None
+        try:
+            self._folder.drop(drop)
+        except OSError as error:
+            raise disk.failure(error, "write packs anew", self._path) from error
 
     def _after_fork(self) -> None:
         """In a forked child: read what the parent had, write into packs of its own."""
         self._lock = threading.RLock()
-        self._scan_lock = threading.RLock()
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.abandon(self._lock)
             self._inherited = (*self._inherited, writer)
         self._directory = Directory()
-        for pack in self._packs.values():
-            self._directory.add(pack)
+        self._folder.after_fork(self._directory)
+
+
+def _block_at(data: bytes, at: int, cid: CidBytes) -> tuple[int, int]:
+    """Return begin and end of the block `cid` whose section begins at `at`."""
+    if at + 3 < len(data):  # two bytes of length and just this CID, as a rule
+        length, more = data[at], data[at + 1]
+        if length >= 128 and more < 128 and data.startswith(cid, at + 2):
+            return at + 2 + len(cid), at + 2 + length + (more << 7) - 128
+    held, begin, end = parse_section(data, at)
+    if held[-KEY_SIZE:] != cid[-KEY_SIZE:]:
+        raise FormatError("a section of another block is there")
+    return begin, end
 
 
 _stores: weakref.WeakSet[LocalBlocks] = weakref.WeakSet()

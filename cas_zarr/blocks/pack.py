@@ -14,20 +14,25 @@ from __future__ import annotations
 import mmap
 import os
 import secrets
+import weakref
+from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cas_zarr.blocks import disk
 from cas_zarr.blocks.base import MAX_BLOCK_SIZE
-from cas_zarr.blocks.index import KEY_SIZE, PackIndex
+from cas_zarr.blocks.index import KEY_SIZE, PackIndex, SearchIndex
 from cas_zarr.cid import BLAKE3, CidBytes, decode_varint
 from cas_zarr.codecs.car import DATA_START, encode_roots, encode_wrapper, parse_cid, parse_wrapper
+from cas_zarr.codecs.carindex import Digests, Offsets, encode_index
 from cas_zarr.errors import FormatError, InvalidCIDError
 
 __all__ = [
     "EMPTY_PAYLOAD",
+    "MAX_AWAKE",
     "MAX_SECTION",
     "PACK_SUFFIX",
     "PART_SUFFIX",
@@ -50,6 +55,10 @@ EMPTY_PAYLOAD = encode_roots(())
 MAX_SECTION = MAX_BLOCK_SIZE + 256
 """Largest section that is read, in bytes: a block and its CID."""
 
+MAX_AWAKE = 192
+"""Packs of a process that are open at once; each takes one descriptor or two."""
+
+_EMPTY_INDEX = encode_index([])
 _MAPPED = 1 << 16  # smaller indexes are read into memory: a mapping costs a descriptor and a page
 _HEAD_SIZE = 300
 _WINDOW = 1 << 18
@@ -76,7 +85,16 @@ class Source(Protocol):
 
 
 class Pack:
-    """A sealed pack, open for reading; the file is closed when nothing refers to it.
+    """A sealed pack, open for reading.
+
+    At most `MAX_AWAKE` packs of a process keep their file open; the others sleep, and open it again
+    when they are asked. Someone who still reads from one that falls asleep is not disturbed.
+
+    Parameters
+    ----------
+    path : str
+    fd : int, optional
+        The file if it is open already; it belongs to the pack from here on.
 
     Raises
     ------
@@ -86,25 +104,13 @@ class Pack:
         If it cannot be opened.
     """
 
-    __slots__ = ("__weakref__", "data_size", "data_start", "fd", "file_size", "index", "path")
+    __slots__ = ("__weakref__", "_file", "data_size", "data_start", "file_size", "index", "path")
+
+    index: PackIndex | _SleepingIndex
 
     def __init__(self, path: str, fd: int | None = None) -> None:
         self.path = path
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if fd is None else fd
-        self.file_size = size = os.fstat(self.fd).st_size
-        try:
-            _, self.data_start, self.data_size, index_start = parse_wrapper(
-                os.pread(self.fd, DATA_START, 0)
-            )
-            if not index_start:
-                raise FormatError("it has no index")
-            if index_start >= size:
-                raise FormatError(f"it is cut off at {size} bytes; its index is at {index_start}")
-            self.index = self._open_index(index_start, size)
-        except FormatError as error:
-            raise FormatError(
-                f"pack {path} cannot be read: {error}; fetch its blocks again from elsewhere"
-            ) from None
+        self._open(_File(os.open(path, os.O_RDONLY | os.O_CLOEXEC) if fd is None else fd))
 
     @property
     def name(self) -> str:
@@ -114,25 +120,115 @@ class Pack:
     def __repr__(self) -> str:
         return f"Pack({self.path!r}, {self.index.count} blocks)"
 
-    def __del__(self) -> None:
-        fd = getattr(self, "fd", -1)
-        if fd >= 0:
-            os.close(fd)
-
-    def _open_index(self, start: int, end: int) -> PackIndex:
-        if end - start <= _MAPPED:
-            return PackIndex(os.pread(self.fd, end - start, start))
-        skipped = start - start % mmap.ALLOCATIONGRANULARITY
-        mapped = mmap.mmap(self.fd, end - skipped, access=mmap.ACCESS_READ, offset=skipped)
-        return PackIndex(mapped, start - skipped)
-
     def read(self, offset: int, size: int) -> bytes:
         """Return up to `size` bytes of the payload."""
-        return os.pread(self.fd, size, self.data_start + offset)
+        file = self._file or self.wake()
+        return os.pread(file.fd, size, self.data_start + offset)
 
     def read_into(self, buffers: list[memoryview], offset: int) -> int:
         """Fill buffers from the payload; return how many bytes there were."""
-        return os.preadv(self.fd, buffers, self.data_start + offset)
+        file = self._file or self.wake()
+        return os.preadv(file.fd, buffers, self.data_start + offset)
+
+    def find(self, key: bytes) -> int | None:
+        """Return the offset of a block's section, or None."""
+        return self.index.find(key)
+
+    def sections(self) -> Iterator[tuple[CidBytes, int, int]]:
+        """Yield CID, offset and size of each block, as they lie."""
+        return iter_sections(self, self.index)
+
+    def wake(self) -> _File:
+        """Open the file again; `FileNotFoundError` if another process removed it."""
+        return self._open(_File(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)))
+
+    def sleep(self) -> None:
+        """Let go of the file and the index."""
+        self.index = _SleepingIndex(self, self.index.count)
+        self._file: _File | None = None
+
+    def _open(self, file: _File) -> _File:
+        size = os.fstat(file.fd).st_size
+        try:
+            _, start, data_size, index_start = parse_wrapper(os.pread(file.fd, DATA_START, 0))
+            if not index_start:
+                raise FormatError("it has no index")
+            if index_start >= size:
+                raise FormatError(f"it is cut off at {size} bytes; its index is at {index_start}")
+            index = _open_index(file.fd, index_start, size)
+        except FormatError as error:
+            raise FormatError(
+                f"pack {self.path} cannot be read: {error}; fetch its blocks again from elsewhere"
+            ) from None
+        self.file_size, self.data_start, self.data_size = size, start, data_size
+        self.index, self._file = index, file
+        _awake.append(weakref.ref(self))
+        while len(_awake) > MAX_AWAKE:
+            oldest = _awake.popleft()()
+            if oldest is not None and oldest is not self:
+                oldest.sleep()
+        return file
+
+
+class _File:
+    """A file descriptor, closed when nothing refers to it any more."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+_awake: deque[weakref.ref[Pack]] = deque()
+
+
+class _SleepingIndex:
+    """Stands for the index of a pack that sleeps, and wakes it; a pack that is gone has nothing."""
+
+    __slots__ = ("_pack", "count")
+
+    def __init__(self, pack: Pack, count: int) -> None:
+        self._pack = weakref.ref(pack)
+        self.count = count
+
+    def _index(self) -> PackIndex:
+        pack = self._pack()
+        if pack is not None:
+            try:
+                pack.wake()
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError):
+                    raise disk.failure(error, "open a pack again", pack.path) from error
+            else:
+                index = pack.index
+                return index if isinstance(index, PackIndex) else PackIndex(_EMPTY_INDEX)
+        return PackIndex(_EMPTY_INDEX)
+
+    def find(self, key: bytes) -> int | None:
+        return self._index().find(key)
+
+    def find_many(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
+        return self._index().find_many(keys)
+
+    def records(self) -> list[tuple[int, Digests, Offsets]]:
+        return self._index().records()
+
+    def leading(self) -> NDArray[np.uint32]:
+        return self._index().leading()
+
+    def warm(self) -> None:
+        self._index().warm()
+
+
+def _open_index(fd: int, start: int, end: int) -> PackIndex:
+    if end - start <= _MAPPED:
+        return PackIndex(os.pread(fd, end - start, start))
+    skipped = start - start % mmap.ALLOCATIONGRANULARITY
+    mapped = mmap.mmap(fd, end - skipped, access=mmap.ACCESS_READ, offset=skipped)
+    return PackIndex(mapped, start - skipped)
 
 
 def parse_section(data: bytes, at: int = 0) -> tuple[CidBytes, int, int]:
@@ -155,7 +251,7 @@ def parse_section(data: bytes, at: int = 0) -> tuple[CidBytes, int, int]:
     return cid, begin, start + length
 
 
-def iter_sections(source: Source, index: PackIndex) -> Iterator[tuple[CidBytes, int, int]]:
+def iter_sections(source: Source, index: SearchIndex) -> Iterator[tuple[CidBytes, int, int]]:
     """Yield CID, offset and size of the block, for each block of an index, as they lie.
 
     Raises
@@ -178,7 +274,7 @@ def iter_sections(source: Source, index: PackIndex) -> Iterator[tuple[CidBytes, 
         yield cid, offset, end - begin
 
 
-def _records_by_offset(index: PackIndex) -> Iterator[tuple[bytes, int]]:
+def _records_by_offset(index: SearchIndex) -> Iterator[tuple[bytes, int]]:
     for code, digests, offsets in index.records():
         prefix = bytes([code, digests.shape[1]])
         order = np.argsort(offsets, kind="stable")

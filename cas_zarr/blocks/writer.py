@@ -73,6 +73,8 @@ class PackWriter:
         Multihash -> offset in the payload, for the blocks that are in no run yet.
     runs : list of Run
         The other blocks.
+    full : bool
+        The pack should be sealed before another block is added.
     tainted : bool
         The file's content may not reach the disk any more, whatever a later fsync says.
     """
@@ -80,6 +82,7 @@ class PackWriter:
     def __init__(self, folder: str, directory: Directory, lock: threading.RLock) -> None:
         self.fd, self.path = create_part(folder)
         self.places: dict[bytes, int] = {}
+        self.full = False
         self.tainted = False
         self._folder = folder
         self._directory = directory
@@ -107,11 +110,6 @@ class PackWriter:
         """Size of the payload so far, in bytes."""
         return self._slab_start + len(self._slab)
 
-    @property
-    def full(self) -> bool:
-        """Whether the pack should be sealed before another block is added."""
-        return self._run_blocks >= _MAX_BLOCKS or self._slab_start >= _MAX_BYTES
-
     def add(self, cid: CidBytes, key: bytes, data: BytesLike) -> None:
         """Append a block, which is not held yet. When this raises, it was not appended."""
         slab = self._slab
@@ -127,6 +125,7 @@ class PackWriter:
             disk.pwritev(self.fd, (head, data), DATA_START + self._slab_start)
             self.places[key] = self._slab_start
             self._slab_start += len(head) + size
+            self.full = self.full or self._slab_start >= _MAX_BYTES
         else:
             if len(slab) >= _SLAB_SIZE:
                 self._spill()
@@ -137,6 +136,14 @@ class PackWriter:
             self.places[key] = offset
         if len(self.places) >= _RUN_LENGTH:
             self._freeze()
+
+    def find(self, key: bytes) -> int | None:
+        """Return the offset of a block's section, or None."""
+        for run in self.runs:
+            offset = run.index.find(key)
+            if offset is not None:
+                return offset
+        return self.places.get(key)
 
     def read(self, offset: int, size: int) -> bytes:
         """Return up to `size` bytes of the payload; a section is never cut by fewer."""
@@ -208,6 +215,7 @@ class PackWriter:
         if self._slab:
             disk.pwrite(self.fd, self._slab, DATA_START + self._slab_start)
             self._slab_start += len(self._slab)
+            self.full = self.full or self._slab_start >= _MAX_BYTES
             self._slab.clear()
 
     def _freeze(self) -> None:
@@ -224,6 +232,7 @@ class PackWriter:
         run = Run(encode_index(groups), self)
         self.runs.append(run)
         self._run_blocks += len(places)
+        self.full = self.full or self._run_blocks >= _MAX_BLOCKS
         self._directory.add(run)  # before the dict goes: a reader looks there first
         self.places = {}
 
