@@ -175,7 +175,9 @@ class BlockStore(ABC):
         if key[:-DIGEST_SIZE] not in _DIGESTS:
             hash_of(key)
             key = as_cid_bytes(key)  # a CIDv0 is held as the CIDv1 it stands for
-        if type(data) is memoryview and (data.ndim != 1 or data.itemsize != 1):
+        if type(data) is memoryview and not (
+            data.c_contiguous and data.ndim == 1 and data.itemsize == 1
+        ):
             data = data.cast("B") if data.c_contiguous else data.tobytes()
         if len(data) > MAX_BLOCK_SIZE:
             raise LimitError(
