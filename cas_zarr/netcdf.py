@@ -23,6 +23,7 @@ from cas_zarr.errors import (
 from cas_zarr.repository.imports import ImportReport, Progress, require_room
 from cas_zarr.repository.session import Session
 from cas_zarr.store import CASStore
+from cas_zarr.tree.keys import check_key
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -109,6 +110,8 @@ def import_netcdf(
     ------
     NotFoundError
         If there is no such file.
+    InvalidKeyError
+        If `path` cannot be one.
     InvalidArgumentError
         If it is no netCDF file, a dimension is unknown, or `path` holds something else already.
     StorageError
@@ -116,6 +119,8 @@ def import_netcdf(
     """
     compressors = parse_codec(codec).compressors(zarr_format)
     path = path.strip("/")
+    if path:
+        check_key(path)
     groups = _open_groups(os.fspath(source))
     store = CASStore(session)
     try:
@@ -226,7 +231,7 @@ def _slabs(
     for length in chunk:
         size *= length
     for axis in reversed(range(len(shape))):
-        grow = min(-(-shape[axis] // chunk[axis]), max(1, _SLAB_BYTES // max(1, size)))
+        grow = max(1, min(-(-shape[axis] // chunk[axis]), _SLAB_BYTES // max(1, size)))
         slab[axis] *= grow
         size *= grow
         if slab[axis] < shape[axis]:

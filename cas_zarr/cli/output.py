@@ -31,6 +31,7 @@ from cas_zarr.cid import CidBytes, format_cid
 __all__ = [
     "cid_text",
     "count",
+    "counter",
     "print_json",
     "print_pairs",
     "print_table",
@@ -98,6 +99,19 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def counter(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Give a function to call with blocks and bytes that are done; None without a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    with console.status(what) as status:
+        yield lambda blocks, size: status.update(
+            f"{what}: {count(blocks, 'block')}, {size_text(size)}"
+        )
 
 
 def cid_text(cid: CidBytes | None) -> str | None:

@@ -20,10 +20,10 @@ from cas_zarr.cli.options import (
 from cas_zarr.cli.output import (
     cid_text,
     count,
+    counter,
     print_json,
     print_pairs,
     print_table,
-    progress_bar,
     shape_text,
     size_text,
     time_text,
@@ -260,36 +260,46 @@ def cid_command(
 
 @click.command("verify")
 @repository_argument
-@version_option
+@click.option(
+    "--version",
+    "-v",
+    metavar="VERSION",
+    help="Only this version, without its history: a tag, branch, commit, root CID, or main~2.",
+)
 @json_option
-def verify_command(repository: Path, version: str | None, branch: str, as_json: bool) -> None:
-    """Read every block of a version and check it.
+def verify_command(repository: Path, version: str | None, as_json: bool) -> None:
+    """Read every block and check it.
 
-    The exit code is 1 if a block is damaged or missing.
+    Without a version, all branches, tags and kept roots are checked with their histories. The exit
+    code is 1 if a block is damaged or missing.
     """
-    repo, root = opened(repository, version, branch)
-    with progress_bar("verify") as progress:
-        report = repo.verify(root, progress=progress)
+    repo = Repository.open(repository, read_only=True)
+    with counter("verify") as progress:
+        report = repo.verify(version, progress=progress)
     if as_json:
         print_json(
             {
-                "root": cid_text(root),
+                "ok": report.ok,
+                "complete": report.complete,
+                "roots": report.roots,
+                "commits": report.commits,
                 "blocks": report.blocks,
                 "bytes": report.size,
                 "damaged": [
-                    {"cid": format_cid(found.cid), "path": found.path, "reason": found.reason}
+                    {"cid": cid_text(found.cid), "path": found.path, "reason": found.reason}
                     for found in report.damaged
                 ],
             }
         )
     else:
         for found in report.damaged:
-            click.echo(f"damaged  {found.path or '/'}  {found.reason}")
-        click.echo(
-            f"{count(report.blocks, 'block')}, {size_text(report.size)}: "
-            + (f"{len(report.damaged):,} damaged" if report.damaged else "all whole")
-        )
-    if report.damaged:
+            click.echo(f"damaged: {found}")
+        if not report.complete:
+            click.echo("what lies below a damaged block could not be checked")
+        checked = (count(report.roots, "root"), count(report.commits, "commit"))
+        blocks = f"{count(report.blocks, 'block')} of {size_text(report.size)}"
+        click.echo(f"{', '.join(checked)}, {blocks}: {_verdict(len(report.damaged))}")
+    if not report.ok:
         click.get_current_context().exit(1)
 
 
@@ -350,6 +360,10 @@ def _jsonable(value: Any) -> Any:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 500 else text[:500] + "..."
+
+
+def _verdict(damaged: int) -> str:
+    return f"{damaged:,} damaged" if damaged else "all whole"
 
 
 def _parse_box(text: str) -> tuple[tuple[int, int], ...]:

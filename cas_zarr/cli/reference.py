@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import cleandoc
 
 import click
 
@@ -33,14 +34,14 @@ def _command(name: str, command: click.Command) -> Iterator[str]:
     usage = " ".join(command.collect_usage_pieces(context))
     yield f"## `{name}`\n"
     yield f"    cas-zarr {name} {usage}\n"
-    yield (command.help or "").strip()
+    yield cleandoc(command.help or "")
     options = [option for option in command.params if isinstance(option, click.Option)]
     yield "\n| option | meaning |\n| --- | --- |"
     for option in options:
         record = option.get_help_record(context)
         if record is not None:
-            flags, text = record
-            yield f"| `{flags}` | {text.replace('|', '&#124;')} |"
+            flags, text = (" ".join(part.split()).replace("|", r"\|") for part in record)
+            yield f"| `{flags}` | {text} |"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from typing import Any
 
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.cid import CidLike, as_cid_bytes
-from cas_zarr.errors import NotFoundError
+from cas_zarr.errors import FormatError, NotFoundError
+from cas_zarr.tree.keys import MAX_DEPTH
 from cas_zarr.tree.node import EMPTY, Node, Root, Value
 from cas_zarr.tree.shards import TreeReader, get_child, iter_entries
 from cas_zarr.tree.values import read_value
@@ -115,14 +116,19 @@ def walk(
     reader: TreeReader, node: Node, path: str, depth: int | None = None
 ) -> Iterator[tuple[str, Node]]:
     """Yield path and node for a node and all below it, parents first, in order of names."""
-    yield path, node
-    if depth == 0:
-        return
-    below = None if depth is None else depth - 1
-    children = [entry for entry in iter_entries(reader, node) if isinstance(entry[1], Node)]
-    for name, child in sorted(children, key=lambda entry: entry[0]):
-        assert isinstance(child, Node)
-        yield from walk(reader, child, f"{path}/{name}" if path else name, below)
+    pending = [(path, node, 0)]
+    while pending:
+        path, node, level = pending.pop()
+        if level > MAX_DEPTH:
+            raise FormatError(f"nodes are nested deeper than {MAX_DEPTH} levels")
+        yield path, node
+        if level == depth:
+            continue
+        base = f"{path}/" if path else ""
+        children = {
+            name: entry for name, entry in iter_entries(reader, node) if isinstance(entry, Node)
+        }
+        pending += [(base + name, children[name], level + 1) for name in sorted(children)[::-1]]
 
 
 def unfold(block: bytes) -> dict[str, Any]:
@@ -130,8 +136,8 @@ def unfold(block: bytes) -> dict[str, Any]:
 
     Links stay ``{"/": cid}``. It is for people: the exact bytes are the block's.
     """
-    value: dict[str, Any] = json.loads(block)
     Root.from_block(block)  # raises for anything that is no root document
+    value: dict[str, Any] = json.loads(block)
     pending = [value]
     while pending:
         node = pending.pop()

@@ -23,6 +23,7 @@ from cas_zarr.errors import (
 from cas_zarr.mapping import CASMapping
 from cas_zarr.parallel import map_ordered
 from cas_zarr.repository.session import Session
+from cas_zarr.tree.keys import check_key
 
 __all__ = ["ImportReport", "Progress", "import_zarr", "require_room"]
 
@@ -190,6 +191,8 @@ def import_zarr(
                 f"no zarr array or group is at {opened.location}: there is no zarr.json, .zgroup "
                 "or .zarray; name the folder that holds one"
             )
+        for key in sizes:
+            check_key(prefix + key)
         target = session.prepare()
         if replace:
             for key in [key for key in target.list_keys(prefix) if key[len(prefix) :] not in sizes]:

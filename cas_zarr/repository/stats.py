@@ -17,7 +17,7 @@ from cas_zarr.repository.describe import find_node, walk
 from cas_zarr.tree.chunktree import ChunkTree, TreeRef
 from cas_zarr.tree.keys import parse_form
 from cas_zarr.tree.node import Node, Root, Value
-from cas_zarr.tree.shards import TreeReader, iter_entries
+from cas_zarr.tree.shards import TreeReader, iter_entries, shard_cids
 from cas_zarr.tree.values import is_file
 
 __all__ = ["DatasetStats", "NodeStats", "dataset_stats"]
@@ -146,11 +146,8 @@ class _Walker:
 
     def blocks_of(self, node: Node) -> tuple[int, int, _Blocks]:
         """Return the number of values of a node, their bytes, and their distinct blocks."""
-        pending = list(node.shards)
-        while pending:
-            ref = pending.pop()
-            self._count(ref.cid)
-            pending.extend(self.reader.shard(ref).shards)
+        for cid in shard_cids(self.reader, node):
+            self._count(cid)
         links = [value for value in node.docs.values() if isinstance(value, Value)]
         links += [v for _, v in iter_entries(self.reader, node) if isinstance(v, Value)]
         values = len(links) + sum(tree.chunks for tree in node.trees.values())

@@ -1,0 +1,350 @@
+"""The commands, run as a user runs them, on a repository that they made."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import zarr
+
+from cas_zarr import CASStore, Repository
+from cas_zarr.cid import format_cid
+from cas_zarr.cli.group import run
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Return a function that runs a command line."""
+
+    def call(*arguments: object) -> Result:
+        code = run([str(argument) for argument in arguments])
+        return Result(code, *capsys.readouterr())
+
+    return call
+
+
+def write_zarr(folder: Path, zarr_format: int = 3) -> None:
+    group = zarr.open_group(folder, mode="w", zarr_format=zarr_format)  # type: ignore[arg-type]
+    group.attrs["title"] = "weather"
+    values = np.arange(24, dtype="<f4").reshape(4, 6)
+    for name in ("first", "second"):
+        array = group.create_array(name, shape=(4, 6), chunks=(2, 3), dtype="<f4")
+        array[:] = values
+    group["second"][0, 0] = 99  # one of its four chunks differs
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Return a Zarr group in a folder."""
+    folder = tmp_path / "weather.zarr"
+    write_zarr(folder)
+    return folder
+
+
+@pytest.fixture
+def repository(source: Path, tmp_path: Path, command: Command) -> Path:
+    """Return a repository into which the group was imported."""
+    folder = tmp_path / "weather.cas"
+    result = command("import", source, folder, "-m", "first import", "--author", "A <a@b.c>")
+    assert result.code == 0, result.err
+    return folder
+
+
+# -- import ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("path", ["", "deep/er"])
+def test_import_is_byte_for_byte(
+    tmp_path: Path, command: Command, zarr_format: int, path: str
+) -> None:
+    source, folder = tmp_path / "source", tmp_path / "repository"
+    write_zarr(source, zarr_format)
+    result = command("import", source, folder, "--path", path, "--json")
+    assert result.code == 0
+    expected = files_of(source)
+    assert result.json["keys"] == len(expected)
+    assert result.json["bytes"] == sum(map(len, expected.values()))
+    mapping = CASStore(folder, version="main").mapping
+    prefix = path + "/" if path else ""
+    found = {key[len(prefix) :]: mapping[key] for key in mapping.list_keys(prefix)}
+    assert found == expected
+    # the groups above can be opened, too
+    root = zarr.open_group(CASStore(folder, version="main"), mode="r")
+    assert root.metadata.zarr_format == zarr_format
+
+
+def test_import_from_an_archive_and_a_url_gives_the_same_root(
+    source: Path, repository: Path, tmp_path: Path, command: Command
+) -> None:
+    archive = tmp_path / "weather.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, data in files_of(source).items():
+            file.writestr(name, data)
+    root = command("cid", repository).out
+    for number, origin in enumerate((archive, source.as_uri(), f"zip://::{archive}")):
+        folder = tmp_path / str(number)
+        assert command("import", origin, folder).code == 0
+        assert command("cid", folder).out == root
+
+
+def test_import_again_changes_nothing_and_stores_nothing(
+    source: Path, repository: Path, command: Command
+) -> None:
+    root = command("cid", repository).out
+    with Repository.open(repository).blocks as blocks:
+        before = sorted(blocks.list())
+    assert command("import", source, repository, "--no-commit").code == 0
+    assert command("cid", repository).out == root
+    with Repository.open(repository).blocks as blocks:
+        assert sorted(blocks.list()) == before
+
+
+def test_import_does_not_mix_with_what_is_there(
+    repository: Path, tmp_path: Path, command: Command
+) -> None:
+    other = tmp_path / "other"
+    zarr.open_group(other, mode="w").create_array("third", shape=(2,), dtype="i1")[:] = 1
+    root = command("cid", repository).out
+    refused = command("import", other, repository)
+    assert refused.code == 1
+    assert refused.err.startswith("error: the root holds '")
+    assert "--replace" in refused.err
+    assert command("cid", repository).out == root
+    assert command("import", other, repository, "--replace").code == 0
+    assert [row["path"] for row in command("ls", repository, "--json").json] == ["third"]
+
+
+def test_import_what_is_not_there_or_no_zarr(tmp_path: Path, command: Command) -> None:
+    folder = tmp_path / "repository"
+    assert "does not exist" in command("import", tmp_path / "nothing", folder).err
+    assert "no zarr array or group" in command("import", tmp_path, folder).err
+    (tmp_path / "text.txt").write_text("text")
+    assert "neither a folder" in command("import", tmp_path / "text.txt", folder).err
+    unknown = command("import", "nonsense://x/y", folder)
+    assert (unknown.code, unknown.err[:7]) == (1, "error: ")
+    assert command("import", tmp_path, folder, "--chunks", "time=1").code == 2
+    assert command("import", tmp_path, folder, "--chunks", "time").code == 2
+    assert not folder.exists()
+
+
+def test_author_from_the_environment(
+    source: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAS_ZARR_AUTHOR", "E <e@f.g>")
+    folder = tmp_path / "repository"
+    assert command("import", source, folder).code == 0
+    assert command("log", folder, "--json").json[0]["author"] == "E <e@f.g>"
+
+
+def test_import_with_sha256(source: Path, tmp_path: Path, command: Command) -> None:
+    folder = tmp_path / "repository"
+    assert command("import", source, folder, "--hash", "sha2-256").code == 0
+    assert command("cat-root", folder).json["header"]["hash"] == "sha2-256"
+
+
+# -- reading --------------------------------------------------------------------------------
+
+
+def test_ls(repository: Path, command: Command) -> None:
+    result = command("ls", repository)
+    assert result.code == 0
+    lines = [line.split() for line in result.out.splitlines()]
+    assert lines[0] == ["NAME", "KIND", "TYPE", "SHAPE", "CHUNKS", "STORED", "SIZE"]
+    assert [line[0] for line in lines[1:]] == ["first", "second"]
+    assert lines[1][1:-2] == ["array", "float32", "4", "x", "6", "2", "x", "3", "4"]
+    rows = command("ls", repository, "--recursive", "--json").json
+    assert [(row["path"], row["kind"], row["shape"]) for row in rows] == [
+        ("first", "array", [4, 6]),
+        ("second", "array", [4, 6]),
+    ]
+    assert rows[0]["chunks"] == 4
+
+
+def test_show(repository: Path, command: Command) -> None:
+    array = command("show", repository, "first", "--json").json
+    store = CASStore(repository, version="main")
+    assert array["cid"] == str(store.cid("first"))
+    assert array["chunk_shape"] == [2, 3]
+    assert array["bytes"] == sum(
+        store.mapping.size_of(f"first/c/{row}/{column}") or 0
+        for row in range(2)
+        for column in range(2)
+    )
+    assert array["documents"]["zarr.json"]["shape"] == [4, 6]
+    text = command("show", repository).out
+    assert "group, zarr format 3" in text
+    assert "weather" in text
+    missing = command("show", repository, "third")
+    assert (missing.code, missing.out) == (1, "")
+    assert missing.err == "error: no node 'third' is in the root; there are: first, second\n"
+
+
+def test_log(source: Path, repository: Path, command: Command) -> None:
+    zarr.open_group(source, mode="a")["first"][0, 0] = 5
+    assert command("import", source, repository, "-m", "second\n\nwith reasons").code == 0
+    newest, oldest = command("log", repository, "--json").json
+    assert newest["parents"] == [oldest["commit"]]
+    assert (oldest["message"], oldest["author"]) == ("first import", "A <a@b.c>")
+    text = command("log", repository, "-n", "1").out.splitlines()
+    assert text[0] == f"commit {newest['commit']}"
+    assert text[-3:] == ["    second", "    ", "    with reasons"]
+    assert command("log", repository, "main~1", "--json").json == [oldest]
+
+
+def test_versions(source: Path, repository: Path, command: Command) -> None:
+    zarr.open_group(source, mode="a")["first"][0, 0] = 5
+    old = command("cid", repository).out
+    assert command("import", source, repository, "--no-commit").code == 0
+    new = command("cid", repository).out
+    assert new != old
+    assert command("cid", repository, "--version", "main").out == old
+    assert command("cid", repository, "--version", new.strip()).out == new
+    unknown = command("cid", repository, "--version", "mian")
+    assert unknown.code == 1
+    assert "main" in unknown.err
+
+
+def test_stats(repository: Path, command: Command) -> None:
+    stats = command("stats", repository, "--json").json
+    mapping = CASStore(repository, version="main").mapping
+    keys = [key for key in mapping if not key.endswith(".json")]
+    sizes = {mapping.cid_of(key): mapping.size_of(key) for key in keys}
+    assert stats["values"] == len(keys) == 8
+    assert stats["logical"] == sum(mapping.size_of(key) or 0 for key in keys)
+    assert stats["stored"] == sum(size or 0 for size in sizes.values())
+    assert stats["saved"] == stats["logical"] - stats["stored"] > 0
+    first, second = stats["nodes"]
+    assert first["shared"] == second["shared"] == stats["saved"]  # three of four chunks
+    text = command("stats", repository).out
+    assert "dedupe saved" in text
+    assert text.split()[:5] == ["PATH", "VALUES", "LOGICAL", "STORED", "SHARED"]
+    assert command("stats", repository, "first", "--json").json["nodes"][0]["shared"] == 0
+
+
+def test_cid_of_a_box(repository: Path, command: Command) -> None:
+    def cid(path: str, box: str) -> str:
+        return command("cid", repository, path, "--box", box).out
+
+    assert cid("first", "1:2,0:2") == cid("second", "1,0:2")
+    assert cid("first", "0:1,0:2") != cid("second", "0:1,0:2")
+    assert command("cid", repository, "first", "--box", "x").code == 2
+    assert command("cid", repository, "first", "--box", "0:1").code == 1
+
+
+def test_cat_root(repository: Path, command: Command) -> None:
+    document = command("cat-root", repository).json
+    assert document["nodes"]["first"]["docs"]["zarr.json"]["shape"] == [4, 6]
+    process = _process("cat-root", "--raw", repository)
+    opened = Repository.open(repository, read_only=True)
+    assert process.stdout == opened.blocks.get(opened.resolve("main").root)
+
+
+# -- damage and errors ----------------------------------------------------------------------
+
+
+def test_verify(repository: Path, command: Command) -> None:
+    whole = command("verify", repository)
+    assert whole.code == 0
+    assert "all whole" in whole.out
+    mapping = CASStore(repository, version="main").mapping
+    chunk = mapping["second/c/0/0"]
+    cid = mapping.cid_of("second/c/0/0")
+    assert cid is not None
+    flipped = 0
+    for pack in (repository / "packs").glob("*.car"):
+        data = bytearray(pack.read_bytes())
+        if chunk in data:
+            data[data.index(chunk)] ^= 1
+            pack.chmod(0o644)
+            pack.write_bytes(data)
+            flipped += 1
+    assert flipped == 1
+    damaged = command("verify", repository)
+    assert damaged.code == 1
+    assert "second/c/0/0" in damaged.out
+    report = command("verify", repository, "--json").json
+    assert [found["cid"] for found in report["damaged"]] == [format_cid(cid)]
+
+
+def test_no_repository(tmp_path: Path, command: Command) -> None:
+    for name in ("ls", "show", "log", "stats", "cid", "verify", "cat-root"):
+        result = command(name, tmp_path)
+        assert (result.code, result.out) == (1, ""), name
+        assert result.err.startswith("error: ")
+        assert str(tmp_path) in result.err
+    assert not any(tmp_path.iterdir())
+
+
+def test_empty_repository(tmp_path: Path, command: Command) -> None:
+    folder = tmp_path / "repository"
+    Repository.open(folder, create=True).close()
+    assert command("ls", folder, "--json").json == []
+    assert command("stats", folder, "--json").json["values"] == 0
+    assert command("show", folder).code == 0
+    assert command("verify", folder).code == 0
+    assert "nothing was written" in command("cid", folder).err
+    assert "nothing was written" in command("cat-root", folder).err
+    assert command("log", folder).code == 1
+
+
+def test_reading_needs_no_right_to_write(repository: Path, command: Command) -> None:
+    before = {file: file.stat().st_mtime_ns for file in repository.rglob("*")}
+    for name in ("ls", "show", "log", "stats", "cid", "verify", "cat-root"):
+        assert command(name, repository).code == 0
+    assert {file: file.stat().st_mtime_ns for file in repository.rglob("*")} == before
+
+
+def test_wrong_usage(command: Command) -> None:
+    missing = command("ls")
+    assert missing.code == 2
+    assert "REPOSITORY" in missing.err
+    assert command("nonsense").code == 2
+    assert command("--help").code == 0
+    assert command("--version").out.startswith("cas-zarr, version ")
+
+
+def _process(*arguments: object) -> subprocess.CompletedProcess[bytes]:
+    code = "from cas_zarr.cli.main import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+    )
+
+
+def test_installed_command(repository: Path, tmp_path: Path) -> None:
+    whole = _process("ls", repository)
+    assert (whole.returncode, whole.stderr) == (0, b"")
+    assert _process("ls", tmp_path / "nothing").returncode == 1
+    assert _process("ls").returncode == 2
