@@ -36,7 +36,7 @@ define new_venv
 endef
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+	@sed -n '1,/^$$/s/^#[ ]*//p' Makefile
 
 # -- the main job ---------------------------------------------------------------------------
 
@@ -89,7 +89,7 @@ test-oldest: .venv-oldest/test
 	.venv-oldest/bin/python $(PYTEST) -m "not slow" --ignore-glob 'tests/interop/test_[!z]*.py'
 
 test-zarr2: .venv-zarr2/test
-	.venv-zarr2/bin/python -m pytest tests/interop/test_zarr2.py tests/test_mapping.py
+	.venv-zarr2/bin/python -m pytest tests/interop/test_zarr2.py $(wildcard tests/test_mapping.py)
 endif
 
 # -- environments ---------------------------------------------------------------------------

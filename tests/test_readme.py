@@ -1,0 +1,27 @@
+"""What the README shows works as it stands there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    code = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[0]
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        check=True,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["weather.cas"]
+
+
+def test_its_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README.read_text()):
+        assert target.startswith("https://") or (README.parent / target).exists(), target
