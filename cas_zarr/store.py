@@ -10,8 +10,9 @@ import os
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+import numpy as np
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.buffer import Buffer, BufferPrototype, cpu, default_buffer_prototype
 
 from cas_zarr.cid import CidBytes, CidLike, as_cid_bytes, format_cid, to_cid
 from cas_zarr.consolidated import Consolidation, is_composed
@@ -29,6 +30,7 @@ __all__ = ["CASStore"]
 
 Location: TypeAlias = "str | os.PathLike[str] | Repository | Session | CASMapping"
 
+_BYTE = np.dtype("B")
 _REFUSAL = "store was opened in read-only mode and does not support writing"
 
 
@@ -324,7 +326,7 @@ class CASStore(Store):
         if byte_range is not None or (self._read_only and key[-1:] in "an" and is_composed(key)):
             return self._get_part(key, prototype, byte_range)
         data = self._tree.mapping.get_value(key)
-        return None if data is None else prototype.buffer.from_bytes(data)  # type: ignore[arg-type]
+        return None if data is None else _buffer(prototype, data)
 
     async def get(
         self,
@@ -344,13 +346,13 @@ class CASStore(Store):
             if whole is None:
                 return None
             start, stop = _bounds(byte_range, len(whole))
-            return prototype.buffer.from_bytes(whole[start:stop])
+            return _buffer(prototype, whole[start:stop])
         size = mapping.size_of(key) if isinstance(byte_range, SuffixByteRequest) else None
         if size is None and isinstance(byte_range, SuffixByteRequest):
             return None
         start, stop = _bounds(byte_range, size)
         data = mapping.get_value(key, start, stop)
-        return None if data is None else prototype.buffer.from_bytes(data)  # type: ignore[arg-type]
+        return None if data is None else _buffer(prototype, data)
 
     async def get_partial_values(
         self,
@@ -478,6 +480,13 @@ def _view(repository: Repository, root: CidBytes | None) -> View:
     return View(
         CASMapping(repository.blocks, root, hash=repository.hash, read_only=True), repository
     )
+
+
+def _buffer(prototype: BufferPrototype, data: Any) -> Buffer:
+    kind = prototype.buffer
+    if kind is cpu.Buffer:  # `from_bytes` comes to the same, half a microsecond later
+        return cpu.Buffer(np.frombuffer(data, _BYTE))
+    return kind.from_bytes(data)
 
 
 def _folder(prefix: str) -> str:

@@ -28,6 +28,7 @@ from cas_zarr.repository.folder import FolderRefs, is_repository, make_folder, r
 from cas_zarr.repository.names import check_name
 from cas_zarr.repository.refs import Branch, MemoryRefs, Refs, Tag
 from cas_zarr.repository.session import Session
+from cas_zarr.repository.verify import Progress, VerifyReport, verify
 from cas_zarr.repository.versions import Resolved, not_found, read_commit, resolve
 
 __all__ = ["LogEntry", "Repository"]
@@ -295,6 +296,16 @@ class Repository:
                     order += 1
                     entry = read_commit(self.blocks, parent)
                     heapq.heappush(queue, (-entry.time, order, parent, entry))
+
+    def verify(
+        self, version: CidLike | None = None, *, progress: Progress | None = None
+    ) -> VerifyReport:
+        """Read and hash every block of a version, or of all refs and their histories.
+
+        What is damaged or missing is in the report, by array and key; see
+        `cas_zarr.repository.verify`.
+        """
+        return verify(self.blocks, self.refs, version, progress=progress)
 
     # -- branches and tags ----------------------------------------------------------------------
 
