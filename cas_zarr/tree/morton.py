@@ -112,7 +112,10 @@ def decode(codes: Codes, ndim: int) -> NDArray[np.int64]:
     one: Any = 1 if wide else np.uint64(1)
     for axis in range(ndim):
         for bit in range(bits):
-            part = (codes >> _shift(bit * ndim + ndim - 1 - axis, wide)) & one
+            position = bit * ndim + ndim - 1 - axis
+            if position > 63 and not wide:  # the last level is cut off where a word ends
+                break
+            part = (codes >> _shift(position, wide)) & one
             out[:, axis] |= part.astype(np.int64) << bit
     return out
 
