@@ -268,11 +268,11 @@ def _column(values: NDArray[Any]) -> bytes:
 
 def _uncolumn(raw: bytes, n: int, widest: int, place: str) -> NDArray[Any]:
     """Decode a column of `n` entries; refuse a width that is not the least."""
-    if n == 0 and not raw:
-        return np.zeros(0, np.uint64)
-    width, rest = divmod(len(raw), max(n, 1))
-    if rest or not 1 <= width <= widest:
+    width, rest = divmod(len(raw), n) if n else (0, len(raw))
+    if rest or not bool(n) <= width <= widest:
         raise FormatError(f"{place} has a column of {len(raw)} bytes for {n} entries")
+    if n == 0:
+        return np.zeros(0, np.uint64)
     grid = np.frombuffer(raw, np.uint8).reshape(n, width)
     if width > 1 and not grid[:, -1].any():
         raise FormatError(f"{place} has a column that is wider than its values need")
