@@ -25,6 +25,8 @@ from cas_zarr.cid import (
     BLAKE3,
     DAG_CBOR,
     DAG_JSON,
+    DAG_PB,
+    RAW,
     BytesLike,
     CidBytes,
     HashFunction,
@@ -38,7 +40,7 @@ from cas_zarr.cid import (
 from cas_zarr.codecs import dagjson
 from cas_zarr.errors import FormatError, InvalidCIDError
 from cas_zarr.tree.chunktree import EMBED_LIMIT, TreeRef, embedded_ref
-from cas_zarr.tree.keys import DOCUMENTS, check_segment, parse_form
+from cas_zarr.tree.keys import DOCUMENTS, OWNERS, check_segment, parse_form
 
 __all__ = [
     "DOCUMENT_LIMIT",
@@ -167,6 +169,8 @@ class Node:
             form: _tree(form, tree)
             for form, tree in _as_map(members.get("trees", {}), "trees").items()
         }
+        if trees and OWNERS.isdisjoint(docs):
+            raise FormatError("a node has a chunk tree and neither a zarr.json nor a .zarray")
         return cls(docs, keys, nodes, trees, shards)
 
 
@@ -202,7 +206,7 @@ class Header:
             members["needs"] = list(self.needs)
         if self.needs_to_write:
             members["needs_to_write"] = list(self.needs_to_write)
-        return dagjson.encode(members).decode()
+        return dagjson.encode(members, max_depth=_JSON_DEPTH).decode()
 
     @classmethod
     def from_value(cls, value: Any) -> Header:
@@ -216,9 +220,10 @@ class Header:
         members = _as_map(value, "a header")
         if members.get("type") != ROOT_TYPE:
             raise FormatError(f"a header has type {members.get('type')!r}, not {ROOT_TYPE!r}")
-        if members.get("version") != VERSION:
+        version = members.get("version")
+        if type(version) is not int or version != VERSION:  # true and 1.0 are equal to 1 too
             raise FormatError(
-                f"the root document has format version {members.get('version')!r}; this release "
+                f"the root document has format version {version!r}; this release "
                 f"reads version {VERSION}; upgrade cas_zarr"
             )
         known = {"type", "version", "hash", "needs", "needs_to_write", "extra"}
@@ -310,6 +315,8 @@ def entries_from(
     }
     for name in (*keys, *nodes):
         check_segment(name, FormatError)
+    if not DOCUMENTS.isdisjoint(keys):
+        raise FormatError("a document is stored as a plain key")
     for name, node in nodes.items():
         if not node:
             raise FormatError(f"node {name!r} is empty; what is empty is not stored")
@@ -352,7 +359,10 @@ def _document(value: Any) -> Document:
 def _value(value: Any) -> Value:
     members = _as_map(value, "a link to a value")
     _only(members, {"cid", "size"}, "a link to a value")
-    return Value(_link(members.get("cid")), _number(members, "size"))
+    cid = _link(members.get("cid"))
+    if cid[0] != 1 or codec_of(cid) not in (RAW, DAG_PB, DAG_CBOR):
+        raise FormatError(f"link {format_cid(cid)} to a value is no CIDv1 of raw, dag-pb or dag-cbor")
+    return Value(cid, _number(members, "size"))
 
 
 def _tree(form: str, value: Any) -> TreeRef:

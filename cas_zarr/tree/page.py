@@ -44,6 +44,7 @@ _TYPE: Final = b"\x64type\x6dcas-zarr/page"
 _LIMIT: Final = 1 << 63
 _MAX_CODE_WIDTH: Final = 128
 
+_K = TypeVar("_K")
 _T = TypeVar("_T")
 
 
@@ -240,9 +241,9 @@ class PageReader:
         remember(self._pages, cid, page, self._capacity)
 
 
-def remember(cache: OrderedDict[CidBytes, _T], cid: CidBytes, thing: _T, capacity: int) -> None:
+def remember(cache: OrderedDict[_K, _T], key: _K, thing: _T, capacity: int) -> None:
     """Keep a thing in a cache of bounded size; the oldest go first."""
-    cache[cid] = thing
+    cache[key] = thing
     while len(cache) > capacity:
         try:
             cache.popitem(last=False)
@@ -268,11 +269,11 @@ def _column(values: NDArray[Any]) -> bytes:
 
 def _uncolumn(raw: bytes, n: int, widest: int, place: str) -> NDArray[Any]:
     """Decode a column of `n` entries; refuse a width that is not the least."""
-    width, rest = divmod(len(raw), n) if n else (0, len(raw))
-    if rest or not bool(n) <= width <= widest:
+    width, rest = divmod(len(raw), max(n, 1))
+    if rest or not 1 <= width <= widest or n == 0:
+        if n == 0 and not raw:
+            return np.zeros(0, np.uint64)
         raise FormatError(f"{place} has a column of {len(raw)} bytes for {n} entries")
-    if n == 0:
-        return np.zeros(0, np.uint64)
     grid = np.frombuffer(raw, np.uint8).reshape(n, width)
     if width > 1 and not grid[:, -1].any():
         raise FormatError(f"{place} has a column that is wider than its values need")
