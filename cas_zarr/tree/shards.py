@@ -53,6 +53,7 @@ class _Shard:
     keys: Mapping[str, Value]
     nodes: Mapping[str, Node]
     shards: tuple[ShardRef, ...]
+    weight: int
 
 
 class TreeReader(PageReader):
@@ -62,15 +63,22 @@ class TreeReader(PageReader):
 
     def __init__(self, blocks: BlockStore, capacity: int = 256) -> None:
         super().__init__(blocks, capacity)
-        self._shards: OrderedDict[CidBytes, _Shard] = OrderedDict()
+        self._shards: OrderedDict[ShardRef, _Shard] = OrderedDict()
         self._files: OrderedDict[CidBytes, FileNode] = OrderedDict()
 
     def shard(self, ref: ShardRef) -> _Shard:
         """Return a decoded shard, checked to hold what its reference says."""
-        shard = self._shards.get(ref.cid)
+        shard = self._shards.get(ref)
         if shard is None:
             shard = _decode(self.blocks.get(ref.cid))
-            remember(self._shards, ref.cid, shard, 32)
+            self._check(ref, shard)
+            remember(self._shards, ref, shard, 32)
+        return shard
+
+    @staticmethod
+    def _check(ref: ShardRef, shard: _Shard) -> None:
+        if shard.weight != ref.size:
+            raise FormatError(f"a shard weighs {shard.weight} where its link says {ref.size}")
         for name in (*shard.keys, *shard.nodes):
             if not name_bits(name).startswith(ref.bits):
                 raise FormatError(f"a shard for names of {ref.bits!r} holds {name[:40]!r}")
@@ -79,7 +87,6 @@ class TreeReader(PageReader):
                 raise FormatError(f"a shard for names of {ref.bits!r} links {inner.bits!r}")
         if bool(ref.level) != bool(shard.shards):
             raise FormatError(f"a shard for names of {ref.bits!r} is not of level {ref.level}")
-        return shard
 
     def file_node(self, cid: CidBytes) -> FileNode:
         """Return a decoded inner node of a value of more than one leaf."""
@@ -92,7 +99,8 @@ class TreeReader(PageReader):
 
 def name_bits(name: str) -> str:
     """Return the 256 bits of BLAKE3(name) as text."""
-    return f"{int.from_bytes(BLAKE3.digest(name.encode()), 'big'):0256b}"
+    data = name.encode("utf-8", "surrogatepass")  # no name has a surrogate, but one may ask
+    return f"{int.from_bytes(BLAKE3.digest(data), 'big'):0256b}"
 
 
 def get_child(reader: TreeReader, node: Node, name: str) -> Node | None:
@@ -379,14 +387,15 @@ def _decode(data: bytes) -> _Shard:
     header = value.pop("header", None) if isinstance(value, dict) else None
     if not isinstance(header, dict) or header.get("type") != SHARD_TYPE:
         raise FormatError("a link to a shard leads to a block that is none")
-    if header != {"type": SHARD_TYPE, "version": VERSION}:
-        raise FormatError(
-            f"a shard has version {header.get('version')!r}; this release reads {VERSION}"
-        )
+    version = header.get("version")
+    if type(version) is not int or version != VERSION or len(header) != 2:
+        raise FormatError(f"a shard has header {header!r:.80}; this release reads {VERSION}")
     if not set(value) <= {"keys", "nodes", "shards"} or not all(value.values()):
         raise FormatError("a shard has members that format version 1 does not know, or empty ones")
     keys, nodes = entries_from(value, 0)
     shards = shard_refs(value.get("shards", []))
     if bool(shards) == bool(keys or nodes):
         raise FormatError("a shard has to hold either entries or shards")
-    return _Shard(keys, nodes, shards)
+    # the block is canonical, so what is not framing are the entries and the commas between them
+    framing = len("{}") + len(_HEADER) + sum(len(f',"{kind}":{{}}') - 1 for kind in value)
+    return _Shard(keys, nodes, shards, len(data) - framing)
