@@ -57,6 +57,8 @@ class TreeView:
         try:
             return self._nodes[path]
         except KeyError:
+            if path.count("/") >= MAX_DEPTH:  # nothing lies there, and recursion has an end
+                return None
             folder, name = split_key(path)
             parent = self.node(folder)
             node = None if parent is None else get_child(self.reader, parent, name)
@@ -68,6 +70,8 @@ class TreeView:
         try:
             return self._owners[folder]
         except KeyError:
+            if folder.count("/") >= MAX_DEPTH:
+                return None
             node = self.node(folder)
             if node is not None and not OWNERS.isdisjoint(node.docs):
                 owner: str | None = folder
@@ -129,8 +133,9 @@ class TreeView:
             if head not in self._heads and self.node(head) is None:
                 trees: list[ChunkTree | None] = [None] * (MAX_NDIM + 1)
                 _bound(self._heads)[head] = len(head) + 1, trees
-            if head in self._heads:
-                self._heads[head][1][len(coordinates)] = tree
+            known = self._heads.get(head)
+            if known is not None:
+                known[1][len(coordinates)] = tree
         found = tree.find(code_of(coordinates))
         return None if found is None else Value(*found)
 
@@ -153,10 +158,12 @@ class TreeView:
             for part in parts:
                 code = code << 1 | table[part]
         except KeyError:
-            if not _learn(table, parts, ndim):
+            spreads = _learn(table, parts, ndim)
+            if spreads is None:
                 return None
-            for part in parts:
-                code = code << 1 | table[part]
+            code = 0
+            for bits in spreads:
+                code = code << 1 | bits
         found = tree.find(code)
         return None if found is None else Value(*found)
 
@@ -165,6 +172,8 @@ class TreeView:
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Yield every key that begins with `prefix`, documents and folders before chunks."""
         folder, rest = split_key(prefix)
+        if not folder and prefix.startswith("/"):  # no key does
+            return
         yield from self.chunk_keys_above(prefix)
         node = self.node(folder)
         if node is None:
@@ -310,15 +319,18 @@ def _tables_below(tree: ChunkTree, kind: str, ndim: int, rest: str) -> Iterator[
 _SPREADS: Final[list[dict[str, int]]] = [{} for _ in range(MAX_NDIM + 1)]
 
 
-def _learn(table: dict[str, int], parts: list[str], ndim: int) -> bool:
-    """Enter coordinates, as they read in keys, into the table of their spread bits."""
+def _learn(table: dict[str, int], parts: list[str], ndim: int) -> list[int] | None:
+    """Enter coordinates, as they read in keys, into the table of their spread bits.
+
+    They are returned too, as another thread may clear the table; None if one is no number.
+    """
     if not all(_is_number(part) for part in parts):
-        return False
+        return None
     if len(table) > 1 << 17:
         table.clear()
-    for part in parts:
-        table[part] = spread(int(part), ndim)
-    return True
+    spreads = [spread(int(part), ndim) for part in parts]
+    table.update(zip(parts, spreads, strict=True))
+    return spreads
 
 
 def _is_number(text: str) -> bool:
