@@ -16,6 +16,8 @@ ABSENT: Final = object()
 CLEAR: Final = object()
 """What `Changes.get` says of a key that was not touched."""
 
+_UNTOUCHED: Final = b"untouched"  # told apart by identity
+
 
 def pack_value(cid: CidBytes, size: int) -> bytes:
     """Return CID and size as one small object: a session holds one for each changed chunk."""
@@ -77,8 +79,8 @@ class Changes:
         for bound in (self.values, self.docs, self.layouts):
             for key in [key for key in bound if key.startswith(folder)]:
                 del bound[key]
-        self.cleared = {other for other in self.cleared if not other.startswith(folder)}
-        self.cleared.add(folder)
+        # replaced as a whole: other threads go through it
+        self.cleared = {f for f in self.cleared if not f.startswith(folder)} | {folder}
 
     def hides(self, key: str) -> bool:
         """Tell whether a key of the root lies in a folder that was cleared."""
@@ -86,11 +88,11 @@ class Changes:
 
     def get(self, key: str) -> Document | object:
         """Return what is bound to a key, `ABSENT` if it was deleted, `CLEAR` if nothing changed."""
-        if key in self.values:
-            packed = self.values[key]
+        packed = self.values.get(key, _UNTOUCHED)  # asked once: another thread may clear it
+        if packed is not _UNTOUCHED:
             return ABSENT if packed is None else unpack_value(packed)
-        if key in self.docs:
-            data = self.docs[key]
+        data = self.docs.get(key, _UNTOUCHED)
+        if data is not _UNTOUCHED:
             return ABSENT if data is None else data
         if self.cleared and self.hides(key):
             return ABSENT
