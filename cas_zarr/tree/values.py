@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cas_zarr.blocks.base import BlockStore
+from cas_zarr.blocks.base import MAX_BLOCK_SIZE, BlockStore
 from cas_zarr.cid import DAG_PB, RAW, BytesLike, CidBytes, HashFunction, cid_of, format_cid
 from cas_zarr.codecs.shardindex import ShardLayout, cut_points
 from cas_zarr.codecs.unixfs import LEAF_SIZE, build_file
@@ -143,6 +143,10 @@ def _pieces(
 ) -> Iterator[_Piece]:
     """Yield the pieces of a file that a range of bytes touches."""
     if not is_file(cid):
+        if size > MAX_BLOCK_SIZE:  # or a few bytes could claim gigabytes
+            raise FormatError(
+                f"leaf {format_cid(cid)} claims {size} bytes; a block has at most {MAX_BLOCK_SIZE}"
+            )
         yield _Piece(offset, size, cid)
         return
     node = reader.file_node(cid)
