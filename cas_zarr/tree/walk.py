@@ -43,6 +43,7 @@ class _Walk:
         self.reader = reader
         self.values = values
         self.seen: set[CidBytes] = set()
+        self.opened: set[CidBytes] = set()  # pages: a value may have the CID of one
 
     def run(self, cid: CidBytes) -> Iterator[tuple[str, CidBytes]]:
         yield from self._once("", cid)
@@ -74,8 +75,9 @@ class _Walk:
             kind, ndim = parse_form(form)
             tree = ChunkTree(self.reader, ref, ndim)
             if ref.embedded is None:
-                if ref.cid in self.seen:
+                if ref.cid in self.opened:
                     continue
+                self.opened.add(ref.cid)
                 yield from self._once(path, ref.cid)
             pending: list[tuple[Page, int]] = [(tree.top, 0)]
             while pending:
@@ -86,7 +88,8 @@ class _Walk:
                     continue
                 for row in range(len(page)):
                     child = page.cid(row)
-                    if child not in self.seen:
+                    if child not in self.opened:
+                        self.opened.add(child)
                         yield from self._once(path, child)
                         pending.append(tree.child(page, low, row)[:2])
 
