@@ -361,7 +361,9 @@ def _value(value: Any) -> Value:
     _only(members, {"cid", "size"}, "a link to a value")
     cid = _link(members.get("cid"))
     if cid[0] != 1 or codec_of(cid) not in (RAW, DAG_PB, DAG_CBOR):
-        raise FormatError(f"link {format_cid(cid)} to a value is no CIDv1 of raw, dag-pb or dag-cbor")
+        raise FormatError(
+            f"link {format_cid(cid)} to a value is no CIDv1 of raw, dag-pb or dag-cbor"
+        )
     return Value(cid, _number(members, "size"))
 
 
