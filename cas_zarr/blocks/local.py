@@ -7,6 +7,7 @@ packs they know and look at the folder again before they say that a block is not
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import weakref
@@ -448,12 +449,17 @@ class LocalBlocks(BlockStore):
             for cid, offset, size in old.sections():
                 data = old.body(cid, offset, size)
                 if not matches(cid, data):
-                    self._lost = StorageError(
-                        f"block {format_cid(cid)} was lost when {old.path} could not be written; "
-                        "open the repository anew and write what was not flushed again"
-                    )
-                    raise self._lost
+                    raise FormatError(f"block {format_cid(cid)} is not as it was put")
                 fresh.add(cid, cid[-KEY_SIZE:], data)
+        except FormatError as error:
+            fresh.discard()
+            self._lost = StorageError(
+                errno.EIO,
+                "what was put since the last flush was lost when it could not be written: "
+                f"{error}; open the repository anew and put it again",
+                old.path,
+            )
+            raise self._lost from None
         except BaseException:
             fresh.discard()
             raise

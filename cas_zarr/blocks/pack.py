@@ -122,11 +122,15 @@ class Pack:
 
     def read(self, offset: int, size: int) -> bytes:
         """Return up to `size` bytes of the payload."""
+        if offset >= self.data_size:  # the index says what it likes
+            return b""
         file = self._file or self.wake()
         return os.pread(file.fd, size, self.data_start + offset)
 
     def read_into(self, buffers: list[memoryview], offset: int) -> int:
         """Fill buffers from the payload; return how many bytes there were."""
+        if offset >= self.data_size:
+            return 0
         file = self._file or self.wake()
         return os.preadv(file.fd, buffers, self.data_start + offset)
 
