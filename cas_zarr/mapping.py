@@ -15,10 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cas_zarr.blocks.base import BlockStore
-from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import (
     BLAKE3,
-    DAG_CBOR,
     DAG_JSON,
     RAW,
     BytesLike,
@@ -34,6 +32,7 @@ from cas_zarr.cid import (
 from cas_zarr.codecs.shardindex import ShardLayout, parse_layout
 from cas_zarr.codecs.unixfs import LEAF_SIZE
 from cas_zarr.errors import (
+    ConflictError,
     FormatError,
     InvalidArgumentError,
     NotFoundError,
@@ -42,15 +41,12 @@ from cas_zarr.errors import (
 )
 from cas_zarr.tree.apply import apply, link
 from cas_zarr.tree.changes import ABSENT, CLEAR, Changes, is_document
-from cas_zarr.tree.chunktree import build, chunk_table
-from cas_zarr.tree.keys import OWNERS, check_key, parse_chunk, parse_form, split_key
+from cas_zarr.tree.keys import OWNERS, check_key, parse_chunk, split_key
 from cas_zarr.tree.merge import merge
-from cas_zarr.tree.morton import decode, encode
 from cas_zarr.tree.node import EMPTY, Document, Header, Node, Root, Value
 from cas_zarr.tree.shards import TreeReader
-from cas_zarr.tree.table import empty_table, to_page
 from cas_zarr.tree.values import read_value, write_value
-from cas_zarr.tree.view import TreeView
+from cas_zarr.tree.view import TreeView, box_cid
 
 __all__ = ["CASMapping"]
 
@@ -144,7 +140,7 @@ class CASMapping(MutableMapping[str, bytes]):
             raise self._read_only()
         check_key(key)
         if type(data) is not bytes:
-            data = memoryview(data).cast("B")
+            data = _bytes_of(data)
         if key[-1] not in _DIGITS and is_document(key):
             self._set_document(key, bytes(data))
             return
@@ -157,7 +153,7 @@ class CASMapping(MutableMapping[str, bytes]):
             layout = self._layout_now(key)
             cid = write_value(self.blocks, self._function, data, layout)
         if self.strict:
-            self._check_unbound(key, Value(cid, size))
+            _check_same(key, self._find(key), Value(cid, size))
         with self._lock:
             changes = self._state[1]
             changes.values[key] = cid + size.to_bytes(8, "little")
@@ -180,8 +176,10 @@ class CASMapping(MutableMapping[str, bytes]):
     def discard_prefix(self, folder: str) -> None:
         """Unbind every key in a folder: `folder` is "" or ends with a slash."""
         self._check_deletable()
-        if folder and not folder.endswith("/"):
-            raise InvalidArgumentError(f"folder {folder!r} does not end with a slash")
+        if folder:
+            if not folder.endswith("/"):
+                raise InvalidArgumentError(f"folder {folder!r} does not end with a slash")
+            check_key(folder[:-1])
         with self._lock:
             view = self._settle()
             changes = self._state[1]
@@ -288,6 +286,8 @@ class CASMapping(MutableMapping[str, bytes]):
                     self.blocks.put(cid, data)
                     self.blocks.flush()
                 self._root, self._flushed = cid, root
+            elif not self.read_only:
+                self.blocks.flush()  # `cid` may have stored a subtree
             return self._root
 
     def unite(self, theirs: CidLike | None, *, base: CidLike | None) -> None:
@@ -303,7 +303,9 @@ class CASMapping(MutableMapping[str, bytes]):
         Raises
         ------
         ConflictError
-            If both changed the same thing; nothing is changed then.
+            If both changed the same thing, or the other has another hash; nothing is changed then.
+        ReadOnlyError
+            If the other root needs something of its writers that this release does not know.
         """
         with self._lock:
             ours = self._settle()
@@ -312,6 +314,14 @@ class CASMapping(MutableMapping[str, bytes]):
                 TreeView(self._reader, empty) if cid is None else self._open(as_cid_bytes(cid))
                 for cid in (base, theirs)
             ]
+            header = views[1].root.header
+            if header.needs_to_write:
+                raise _needs(header)
+            if header.function is not self._function:
+                raise ConflictError(
+                    f"another writer made a dataset with {header.function.name} here, this one has "
+                    f"{self._function.name}; open the branch anew"
+                )
             self._adopt(merge(views[0], ours, views[1]))
 
     def cid(self, path: str = "", box: Sequence[slice | tuple[int, int]] | None = None) -> CidBytes:
@@ -335,7 +345,7 @@ class CASMapping(MutableMapping[str, bytes]):
         if node is None or (path and not node):
             raise NotFoundError(f"there is no node {path!r}; list the folder above it")
         if box is not None:
-            return _box_cid(view, path, node, box)
+            return box_cid(view, path, box)
         header = view.root.header
         if path:  # a header of its own: what the dataset says of itself is not the subtree's
             header = Header(header.function, header.needs, header.needs_to_write)
@@ -427,7 +437,10 @@ class CASMapping(MutableMapping[str, bytes]):
 
     def _set_document(self, key: str, data: bytes) -> None:
         if self.strict:
-            self._check_unbound(key, data)
+            old = self._find(key)
+            if isinstance(old, Value):
+                old = self._state[0].document_bytes(old)
+            _check_same(key, old, data)
         with self._lock:
             self._state[1].set_document(key, data)
 
@@ -448,13 +461,6 @@ class CASMapping(MutableMapping[str, bytes]):
             return None
         return parse_layout(self._state[0].document_bytes(document))
 
-    def _check_unbound(self, key: str, value: Document) -> None:
-        old = self._find(key)
-        if old is not None and old != value:
-            raise WriteOnceError(
-                f"key {key!r} is bound to another value; open without strict=True to change it"
-            )
-
     def _check_deletable(self) -> None:
         if self.read_only:
             raise self._read_only()
@@ -462,15 +468,39 @@ class CASMapping(MutableMapping[str, bytes]):
             raise WriteOnceError("a strict mapping deletes nothing; open without strict=True")
 
     def _read_only(self) -> ReadOnlyError:
-        needs = self._flushed.header.needs_to_write
-        if needs:
-            return ReadOnlyError(
-                f"writing this dataset needs {', '.join(needs)}, which this release does not know; "
-                "upgrade cas_zarr"
-            )
+        if self._flushed.header.needs_to_write:
+            return _needs(self._flushed.header)
         return ReadOnlyError(
             "this version is open for reading only; open a branch without version= to write"
         )
+
+
+def _needs(header: Header) -> ReadOnlyError:
+    return ReadOnlyError(
+        f"writing this dataset needs {', '.join(header.needs_to_write)}, which this release does "
+        "not know; upgrade cas_zarr"
+    )
+
+
+def _check_same(key: str, old: Document | None, new: Document) -> None:
+    if old is not None and old != new:
+        raise WriteOnceError(
+            f"key {key!r} is bound to another value; open without strict=True to change it"
+        )
+
+
+def _bytes_of(data: Any) -> memoryview | bytes:
+    """Return the bytes of a buffer or an array, without a copy where its memory allows that."""
+    try:
+        return memoryview(data).cast("B")
+    except (TypeError, ValueError):  # zero-size, strided, or of a type that buffers do not know
+        if isinstance(data, np.ndarray) and not data.dtype.hasobject:
+            return data.tobytes()
+        if isinstance(data, memoryview):
+            return data.tobytes()
+        raise InvalidArgumentError(
+            f"a value is bytes or an array of numbers, not {type(data).__name__}"
+        ) from None
 
 
 def _chunks_in(node: Node) -> int:
@@ -478,30 +508,3 @@ def _chunks_in(node: Node) -> int:
     return sum(tree.chunks for tree in node.trees.values()) + sum(
         _chunks_in(inner) for inner in node.nodes.values()
     )
-
-
-def _box_cid(
-    view: TreeView, path: str, node: Node, box: Sequence[slice | tuple[int, int]]
-) -> CidBytes:
-    bounds = [(part.start or 0, part.stop) if isinstance(part, slice) else part for part in box]
-    forms = [form for form in node.trees if parse_form(form)[1] == len(bounds)]
-    if len(forms) != 1:
-        have = ", ".join(str(parse_form(form)[1]) for form in node.trees) or "no"
-        raise InvalidArgumentError(
-            f"a box of {len(bounds)} dimensions does not fit {path!r}, which has chunks in "
-            f"{have} dimensions"
-        )
-    tree = view.tree(path, forms[0])
-    assert tree is not None
-    upper = 1 << 32
-    start = tuple(max(0, low) for low, _ in bounds)
-    stop = tuple(upper if high is None else min(high, upper) for _, high in bounds)
-    chunks = tree.select(start, stop)
-    function = view.root.header.function
-    if len(chunks) == 0:
-        return cid_of(DAG_CBOR, function, to_page(empty_table(), 0, 0).to_block())
-    codes = encode(decode(chunks.codes, tree.ndim) - np.array(start, np.int64))
-    moved = chunk_table(codes, chunks.cids, chunks.sizes, tree.ndim)
-    ref = build(TreeReader(MemoryBlocks()), function, moved, tree.ndim)
-    assert ref is not None
-    return ref.cid if ref.embedded is None else cid_of(DAG_CBOR, function, ref.embedded)

@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 from cas_zarr.cid import DAG_CBOR, DAG_PB, DIGEST_SIZE, HASHES, RAW, CidBytes, HashFunction
 from cas_zarr.codecs.shardindex import ShardLayout, parse_layout
-from cas_zarr.errors import InvalidArgumentError, NotFoundError
+from cas_zarr.errors import InvalidArgumentError, LimitError, NotFoundError
 from cas_zarr.tree.changes import Changes, pack_value, unpack_value
 from cas_zarr.tree.classify import Classifier, NodeEdit, moved_keys
 from cas_zarr.tree.keys import chunk_name, form_of, parse_chunk, parse_form, split_key
-from cas_zarr.tree.morton import decode
+from cas_zarr.tree.morton import COORDINATE_BITS, decode
 from cas_zarr.tree.node import DOCUMENT_LIMIT, EMPTY, Document, Node, Root, Value, document_text
 from cas_zarr.tree.page import CID_SIZE
 from cas_zarr.tree.shards import edit_entries, get_child
 from cas_zarr.tree.update import update
-from cas_zarr.tree.values import read_value, write_value
+from cas_zarr.tree.values import MAX_VALUE_SIZE, read_value, write_value
 from cas_zarr.tree.view import TreeView
 
 __all__ = ["apply", "link"]
@@ -55,24 +55,50 @@ def link(
 
     The parameters are those of `cas_zarr.mapping.CASMapping.set_links`.
     """
+    if coordinates.ndim != 2 or not all(
+        np.issubdtype(column.dtype, np.integer) for column in (coordinates, sizes)
+    ):
+        raise InvalidArgumentError("chunks need coordinates of shape (n, ndim), and integers")
     n, ndim = coordinates.shape
     parse_form(form_of(kind, ndim))
-    if cids.shape != (n, CID_SIZE) or sizes.shape != (n,):
+    if cids.shape != (n, CID_SIZE) or cids.dtype != np.uint8 or sizes.shape != (n,):
         raise InvalidArgumentError(
-            f"{n} chunks need cids of shape ({n}, {CID_SIZE}) and sizes of shape ({n},), not "
-            f"{cids.shape} and {sizes.shape}"
+            f"{n} chunks need cids of uint8, shape ({n}, {CID_SIZE}), and sizes of shape ({n},), "
+            f"not {cids.dtype}, {cids.shape} and {sizes.shape}"
         )
-    if not (_is_cid(cids).all() and (sizes >= 0).all()):
-        raise InvalidArgumentError("a cid is not a CIDv1 of raw, dag-pb or dag-cbor, or a size is")
-    application = _Application(view, Changes())
+    if not _is_cid(cids).all():
+        raise InvalidArgumentError("a cid is not a CIDv1 of raw, dag-pb or dag-cbor")
+    if (sizes < 0).any() or (sizes > MAX_VALUE_SIZE).any():
+        raise InvalidArgumentError(f"a size is not in 0 ... {MAX_VALUE_SIZE} bytes")
+    wide = np.ascontiguousarray(sizes, "<u8").view(np.uint8).reshape(n, 8)
+    packed = np.concatenate([cids, wide], axis=1)
+    changes = Changes()
+    application = _Application(view, changes)
     if not application.classifier.owns(path):
         raise NotFoundError(f"there is no array {path!r}; set its zarr.json or .zarray first")
+    places = coordinates.astype(np.int64)
+    if ((places < 0) | (places >> COORDINATE_BITS > 0)).any():
+        raise LimitError(f"a chunk coordinate is beyond 0 ... 2**{COORDINATE_BITS} - 1")
+    if _has_folders(view, path, kind):  # some of the keys may belong to an array below
+        base = f"{path}/" if path else ""
+        for row, each in enumerate(places.tolist()):
+            changes.values[base + chunk_name(kind, each)] = packed[row].tobytes()
+        if len(changes.values) < n:
+            raise InvalidArgumentError("a chunk is given twice; give each coordinate once")
+        return application.run()
     edit = NodeEdit()
-    wide = np.ascontiguousarray(sizes, "<u8").view(np.uint8).reshape(n, 8)
     tree = edit.at(path).tree(kind, ndim)
-    tree.coordinates.append(coordinates.astype(np.int64))
-    tree.packed.append(np.concatenate([cids, wide], axis=1).tobytes())
+    tree.coordinates.append(places)
+    tree.packed.append(packed.tobytes())
     return Root(view.root.header, application.node(view.root.node, edit) or EMPTY)
+
+
+def _has_folders(view: TreeView, path: str, kind: str) -> bool:
+    """Tell whether there are nodes where the chunks of an array have their folders."""
+    if kind == "c/":
+        return view.node(f"{path}/c" if path else "c") is not None
+    node = view.node(path)
+    return kind == "/" and node is not None and bool(node.nodes or node.shards)
 
 
 def _is_cid(cids: NDArray[np.uint8]) -> NDArray[np.bool_]:

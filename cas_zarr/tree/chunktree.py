@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cas_zarr.cid import BLAKE3, DAG_CBOR, CidBytes, HashFunction, cid_of
-from cas_zarr.errors import FormatError
+from cas_zarr.errors import FormatError, InvalidArgumentError
 from cas_zarr.tree.morton import code_bits, decode
 from cas_zarr.tree.page import CID_SIZE, Page, PageReader
 from cas_zarr.tree.table import Table, concatenate, empty_table, from_page, page_starts, to_page
@@ -62,6 +62,8 @@ def chunk_table(
     if len(codes) > 1 and not (codes[1:] > codes[:-1]).all():
         order = np.argsort(codes, kind="stable")
         codes, cids, sizes = codes[order], cids[order], sizes[order]
+        if (codes[1:] == codes[:-1]).any():
+            raise InvalidArgumentError("a chunk is given twice; give each coordinate once")
     n = len(codes)
     return Table(codes, cids, sizes, np.ones(n, np.uint64), np.full(n, code_bits(ndim), np.int64))
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from operator import index
 from typing import Any, Final
 
 import numpy as np
 
+from cas_zarr.blocks.memory import MemoryBlocks
+from cas_zarr.cid import DAG_CBOR, CidBytes, cid_of
 from cas_zarr.codecs.shardindex import ShardLayout, parse_layout
-from cas_zarr.errors import FormatError
-from cas_zarr.tree.chunktree import ChunkTree
+from cas_zarr.errors import FormatError, InvalidArgumentError
+from cas_zarr.tree.chunktree import ChunkTree, build, chunk_table
 from cas_zarr.tree.keys import (
     DOCUMENTS,
     MAX_DEPTH,
@@ -20,14 +23,15 @@ from cas_zarr.tree.keys import (
     parse_form,
     split_key,
 )
-from cas_zarr.tree.morton import COORDINATE_BITS, MAX_NDIM, code_of, decode, spread
+from cas_zarr.tree.morton import COORDINATE_BITS, MAX_NDIM, code_of, decode, encode, spread
 from cas_zarr.tree.node import Document, Node, Root, Value
 from cas_zarr.tree.shards import TreeReader, get_child, get_key, iter_entries
-from cas_zarr.tree.table import Table
+from cas_zarr.tree.table import Table, empty_table, to_page
 
-__all__ = ["TreeView", "walk_nodes"]
+__all__ = ["TreeView", "box_cid", "walk_nodes"]
 
 _MEMO_LIMIT: Final = 1 << 14
+_UPPER: Final = 1 << COORDINATE_BITS
 _DIGITS_AND_SLASH: Final = "0123456789/"
 
 
@@ -297,6 +301,52 @@ def walk_nodes(
         first = False
 
 
+def box_cid(view: TreeView, path: str, box: Sequence[slice | tuple[int, int | None]]) -> CidBytes:
+    """Return the CID of a box of an array's chunks: that of the tree they would make at zero.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the array has no chunks in that many dimensions, or the box is none.
+    """
+    bounds = [_bounds(part) for part in box]
+    node = view.node(path)
+    forms = [] if node is None else list(node.trees)
+    fitting = [form for form in forms if parse_form(form)[1] == len(bounds)]
+    if len(fitting) != 1:
+        have = ", ".join(str(parse_form(form)[1]) for form in forms) or "no"
+        raise InvalidArgumentError(
+            f"a box of {len(bounds)} dimensions does not fit {path!r}, which has chunks in "
+            f"{have} dimensions"
+        )
+    tree = view.tree(path, fitting[0])
+    assert tree is not None
+    start, stop = tuple(low for low, _ in bounds), tuple(high for _, high in bounds)
+    chunks = tree.select(start, stop)
+    function = view.root.header.function
+    if len(chunks) == 0:
+        return cid_of(DAG_CBOR, function, to_page(empty_table(), 0, 0).to_block())
+    codes = encode(decode(chunks.codes, tree.ndim) - np.array(start, np.int64))
+    moved = chunk_table(codes, chunks.cids, chunks.sizes, tree.ndim)
+    ref = build(TreeReader(MemoryBlocks()), function, moved, tree.ndim)
+    assert ref is not None
+    return ref.cid if ref.embedded is None else cid_of(DAG_CBOR, function, ref.embedded)
+
+
+def _bounds(part: slice | tuple[int, int | None]) -> tuple[int, int]:
+    """Return the first and the last but one coordinate of one side of a box."""
+    start, stop, step = (
+        (part.start, part.stop, part.step) if isinstance(part, slice) else (*part, None)
+    )
+    start = 0 if start is None else index(start)
+    stop = _UPPER if stop is None else min(index(stop), _UPPER)
+    if start < 0 or stop < 0 or step not in (None, 1):
+        raise InvalidArgumentError(
+            f"{part} is no side of a box of chunks: it counts from 0 upwards, in steps of 1"
+        )
+    return min(start, _UPPER), stop
+
+
 def _tables_below(tree: ChunkTree, kind: str, ndim: int, rest: str) -> Iterator[Table]:
     """Yield the chunks whose names may begin with `rest`: those of the box that it fixes."""
     if not rest.startswith(kind if len(kind) == 2 else ""):
@@ -311,9 +361,7 @@ def _tables_below(tree: ChunkTree, kind: str, ndim: int, rest: str) -> Iterator[
         return
     fixed = tuple(map(int, given))
     free = ndim - len(fixed)
-    yield tree.select(
-        fixed + (0,) * free, tuple(part + 1 for part in fixed) + (1 << COORDINATE_BITS,) * free
-    )
+    yield tree.select(fixed + (0,) * free, tuple(part + 1 for part in fixed) + (_UPPER,) * free)
 
 
 _SPREADS: Final[list[dict[str, int]]] = [{} for _ in range(MAX_NDIM + 1)]
