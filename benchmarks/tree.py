@@ -16,7 +16,7 @@ import sys
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice, product
 from pathlib import Path
@@ -233,7 +233,7 @@ def _open(folder: Path, side: int) -> list[Figure]:
     packs = folder / "repo"
 
     def mapping() -> None:
-        with Repository.open(packs, read_only=True) as repository:
+        with closing(Repository.open(packs, read_only=True)) as repository:
             assert repository.at("main").get_value(key) is not None
 
     def array() -> None:
@@ -245,7 +245,7 @@ def _open(folder: Path, side: int) -> list[Figure]:
     cold = statistics.median(_timed(mapping) for _ in range(20))
     _timed(array)
     through_zarr = statistics.median(_timed(array) for _ in range(20))
-    with Repository.open(packs, read_only=True) as repository:
+    with closing(Repository.open(packs, read_only=True)) as repository:
         opened = repository.at("main")
         with _clock() as listing:
             listed = sum(1 for _ in islice(opened.list_keys(f"{_ARRAY}/"), 100_000))
@@ -274,14 +274,16 @@ def _memory(folder: Path, side: int) -> list[Figure]:
     from cas_zarr import Repository
 
     def run(name: str, side_: int, probe: Callable[[], int]) -> float:
-        with Repository.open(folder / name, create=True) as repository:
+        with closing(Repository.open(folder / name, create=True)) as repository:
             session = repository.session("main")
             session.mapping.set_value(f"{_ARRAY}/zarr.json", _document(side_))
             session.mapping.set_value(f"{_ARRAY}/c/0/0/0", b"warm")
             before = probe()
             for number, (i, j, k) in enumerate(product(range(side_), repeat=3)):
                 session.mapping.set_value(f"{_ARRAY}/c/{i}/{j}/{k}", number.to_bytes(16, "little"))
-            return (probe() - before) / side_**3
+            grown = (probe() - before) / side_**3
+            session.flush()
+            return grown
 
     resident = run("resident", side, _resident)
     tracemalloc.start()
