@@ -14,6 +14,7 @@ import click
 
 from cas_zarr import errors
 from cas_zarr.cli.importing import import_command
+from cas_zarr.cli.output import printable
 from cas_zarr.cli.reading import (
     cat_root_command,
     cid_command,
@@ -65,10 +66,10 @@ def run(arguments: Sequence[str]) -> int:
         sys.stderr.close()
         return 1
     except errors.CasZarrError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {printable(str(error))}", err=True)
         return 1
     return code if isinstance(code, int) else 0
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
-    click.echo(f"warning: {message}", err=True)
+    click.echo(f"warning: {printable(str(message))}", err=True)

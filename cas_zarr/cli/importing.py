@@ -84,7 +84,7 @@ class _Chunks(click.ParamType):  # type: ignore[type-arg]
 @json_option
 def import_command(
     source: str,
-    repository: Path,
+    repository: str,
     path: str,
     message: str | None,
     branch: str,

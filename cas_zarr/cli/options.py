@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -24,7 +23,7 @@ __all__ = [
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-repository_argument = click.argument("repository", type=click.Path(path_type=Path))
+repository_argument = click.argument("repository")
 path_argument = click.argument("path", default="")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 author_option = click.option(
@@ -59,9 +58,9 @@ def version_option(function: _Function) -> _Function:
     )(branch_option(function))
 
 
-def opened(path: Path, version: str | None, branch: str) -> tuple[Repository, CidBytes | None]:
+def opened(location: str, version: str | None, branch: str) -> tuple[Repository, CidBytes | None]:
     """Open a repository for reading, and find the root that is meant; None if it is empty."""
-    repository = Repository.open(path, read_only=True)
+    repository = Repository.open(location, read_only=True)
     if version is not None:
         return repository, repository.resolve(version).root
     return repository, root_of(repository.blocks, repository.record(branch))

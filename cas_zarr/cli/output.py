@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Any
 
 import click
@@ -26,7 +27,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from cas_zarr.cid import CidBytes, format_cid
+from cas_zarr.cid import CidBytes, Link, format_cid
 
 __all__ = [
     "cid_text",
@@ -35,6 +36,7 @@ __all__ = [
     "print_json",
     "print_pairs",
     "print_table",
+    "printable",
     "progress_bar",
     "shape_text",
     "size_text",
@@ -45,8 +47,38 @@ _PLAIN_WIDTH = 10_000
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print one JSON document; `value` is one of the IPLD data model."""
+    plain = _jsonable(value)
+    text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a lone surrogate, or a terminal that knows less than Unicode
+        text = json.dumps(plain, indent=2, allow_nan=False)
+    click.echo(text)
+
+
+def _jsonable(value: Any) -> Any:
+    """Return JSON values: bytes as hexadecimal text, links as maps, nan and infinity as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(entry) for entry in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Link):
+        return {"/": format_cid(value.cid)}
+    if isinstance(value, float) and not isfinite(value):
+        return str(value)
+    return value
+
+
+def printable(text: str) -> str:
+    """Return text with what could steer a terminal, or cannot be encoded, escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> None:
@@ -56,7 +88,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
         justify: Any = "right" if column in right.split() else "left"
         table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     _print(table)
 
 
@@ -66,7 +98,7 @@ def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in pairs:
-        table.add_row(name, Text(value))
+        table.add_row(Text(printable(name)), Text(printable(value)))
     _print(table)
 
 

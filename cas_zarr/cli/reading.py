@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -24,6 +23,7 @@ from cas_zarr.cli.output import (
     print_json,
     print_pairs,
     print_table,
+    printable,
     shape_text,
     size_text,
     time_text,
@@ -51,7 +51,7 @@ __all__ = [
 @version_option
 @json_option
 def ls_command(
-    repository: Path,
+    repository: str,
     path: str,
     recursive: bool,
     version: str | None,
@@ -89,7 +89,7 @@ def ls_command(
 @version_option
 @json_option
 def show_command(
-    repository: Path, path: str, version: str | None, branch: str, as_json: bool
+    repository: str, path: str, version: str | None, branch: str, as_json: bool
 ) -> None:
     """Show a group or an array: its metadata, CID and sizes."""
     repo, root = opened(repository, version, branch)
@@ -100,7 +100,7 @@ def show_command(
     if as_json:
         print_json(
             _node_json(node)
-            | {"cid": cid_text(cid), "bytes_below": total, "documents": _jsonable(node.documents)}
+            | {"cid": cid_text(cid), "bytes_below": total, "documents": node.documents}
         )
         return
     pairs = [
@@ -127,7 +127,7 @@ def show_command(
 @click.argument("version", default="main")
 @click.option("--limit", "-n", type=click.IntRange(min=1), help="Show no more commits than this.")
 @json_option
-def log_command(repository: Path, version: str, limit: int | None, as_json: bool) -> None:
+def log_command(repository: str, version: str, limit: int | None, as_json: bool) -> None:
     """Show the commits of a version, newest first."""
     repo = Repository.open(repository, read_only=True)
     entries = []
@@ -145,7 +145,7 @@ def log_command(repository: Path, version: str, limit: int | None, as_json: bool
                     "author": entry.commit.author,
                     "time": time_text(entry.commit.time),
                     "message": entry.commit.message,
-                    "metadata": _jsonable(entry.commit.metadata),
+                    "metadata": entry.commit.metadata,
                 }
                 for entry in entries
             ]
@@ -159,11 +159,11 @@ def log_command(repository: Path, version: str, limit: int | None, as_json: bool
         if len(entry.commit.parents) > 1:
             click.echo("merge  " + " ".join(format_cid(p) for p in entry.commit.parents))
         if entry.commit.author:
-            click.echo(f"author {entry.commit.author}")
+            click.echo(f"author {printable(entry.commit.author)}")
         click.echo(f"date   {time_text(entry.commit.time)}")
         click.echo()
         for line in entry.commit.message.splitlines():
-            click.echo(f"    {line}")
+            click.echo(f"    {printable(line)}")
 
 
 @click.command("stats")
@@ -172,7 +172,7 @@ def log_command(repository: Path, version: str, limit: int | None, as_json: bool
 @version_option
 @json_option
 def stats_command(
-    repository: Path, path: str, version: str | None, branch: str, as_json: bool
+    repository: str, path: str, version: str | None, branch: str, as_json: bool
 ) -> None:
     """Show what a dataset takes, and what dedupe saved.
 
@@ -239,7 +239,7 @@ def stats_command(
 @version_option
 @json_option
 def cid_command(
-    repository: Path,
+    repository: str,
     path: str,
     box: str | None,
     version: str | None,
@@ -267,7 +267,7 @@ def cid_command(
     help="Only this version, without its history: a tag, branch, commit, root CID, or main~2.",
 )
 @json_option
-def verify_command(repository: Path, version: str | None, as_json: bool) -> None:
+def verify_command(repository: str, version: str | None, as_json: bool) -> None:
     """Read every block and check it.
 
     Without a version, all branches, tags and kept roots are checked with their histories. The exit
@@ -293,7 +293,7 @@ def verify_command(repository: Path, version: str | None, as_json: bool) -> None
         )
     else:
         for found in report.damaged:
-            click.echo(f"damaged: {found}")
+            click.echo(f"damaged: {printable(str(found))}")
         if not report.complete:
             click.echo("what lies below a damaged block could not be checked")
         checked = (count(report.roots, "root"), count(report.commits, "commit"))
@@ -307,7 +307,7 @@ def verify_command(repository: Path, version: str | None, as_json: bool) -> None
 @repository_argument
 @click.option("--raw", is_flag=True, help="The exact bytes of the block, as they are hashed.")
 @version_option
-def cat_root_command(repository: Path, raw: bool, version: str | None, branch: str) -> None:
+def cat_root_command(repository: str, raw: bool, version: str | None, branch: str) -> None:
     """Print the root document as JSON.
 
     The metadata documents in it, which are text, are unfolded.
@@ -327,11 +327,11 @@ def cat_root_command(repository: Path, raw: bool, version: str | None, branch: s
 
 
 def _node_json(node: NodeInfo) -> dict[str, Any]:
-    found = {
+    found: dict[str, Any] = {
         "path": node.path,
         "kind": node.kind,
         "zarr_format": node.zarr_format,
-        "attributes": _jsonable(node.attributes),
+        "attributes": node.attributes,
     }
     if node.kind == "array":
         found |= {
@@ -343,18 +343,6 @@ def _node_json(node: NodeInfo) -> dict[str, Any]:
             "bytes": node.size,
         }
     return found
-
-
-def _jsonable(value: Any) -> Any:
-    """Return a value of the IPLD data model as JSON values; bytes as hexadecimal text."""
-    if isinstance(value, dict) or hasattr(value, "items"):
-        return {str(key): _jsonable(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(entry) for entry in value]
-    if isinstance(value, bytes):
-        return value.hex()
-    cid = getattr(value, "cid", None)
-    return {"/": format_cid(cid)} if cid is not None else value
 
 
 def _short(value: Any) -> str:

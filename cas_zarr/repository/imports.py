@@ -86,14 +86,18 @@ class _Folder(_Source):
     def _walk(self, folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_dir():
+                if entry.is_file():
+                    yield prefix + entry.name, entry.stat().st_size
+                elif entry.is_dir():
                     if prefix.count("/") > 64:  # deeper than any key may be: a loop of links
                         raise InvalidArgumentError(
                             f"{entry.path} lies deeper than 64 folders; is it a loop of links?"
                         )
                     yield from self._walk(Path(entry.path), f"{prefix}{entry.name}/")
                 else:
-                    yield prefix + entry.name, entry.stat().st_size
+                    raise InvalidArgumentError(
+                        f"{entry.path} is neither a file nor a folder, or a link to nothing"
+                    )
 
     def values(self, keys: Sequence[str]) -> Sequence[bytes]:
         return map_ordered(self._value, keys)
@@ -191,6 +195,7 @@ def import_zarr(
                 f"no zarr array or group is at {opened.location}: there is no zarr.json, .zgroup "
                 "or .zarray; name the folder that holds one"
             )
+        _refuse_itself(opened, session.repository.location)
         for key in sizes:
             check_key(prefix + key)
         target = session.prepare()
@@ -240,6 +245,16 @@ def _open(source: str | os.PathLike[str]) -> _Source:
     if local.exists():
         raise InvalidArgumentError(f"{text} is neither a folder nor a .zip file")
     raise NotFoundError(f"{text} does not exist; name a folder, a .zip file or a url")
+
+
+def _refuse_itself(source: _Source, repository: str) -> None:
+    if isinstance(source, _Folder):
+        folder, inside = Path(source.location).resolve(), Path(repository).resolve()
+        if folder == inside or folder in inside.parents:
+            raise InvalidArgumentError(
+                f"{source.location} holds the repository {repository} that it is to be imported "
+                "into; name a folder beside it"
+            )
 
 
 def _write_parents(target: CASMapping, path: str, *, v2: bool) -> None:

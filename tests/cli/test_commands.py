@@ -324,6 +324,22 @@ def test_reading_needs_no_right_to_write(repository: Path, command: Command) -> 
     assert {file: file.stat().st_mtime_ns for file in repository.rglob("*")} == before
 
 
+def test_what_could_steer_a_terminal_is_escaped(tmp_path: Path, command: Command) -> None:
+    source, folder = tmp_path / "source", tmp_path / "repository"
+    source.mkdir()
+    text = json.dumps({"node_type": "group", "attributes": {"a": "\x1b[2J\ud800", "b": [1.5, "ü"]}})
+    (source / "zarr.json").write_text(text.replace("1.5", "NaN"))
+    assert command("import", source, folder, "-m", "\x1b]0;title\x07\nü").code == 0
+    shown = command("show", folder)
+    assert r"\x1b[2J\ud800" in shown.out
+    assert r"    \x1b]0;title\x07" in command("log", folder).out.splitlines()
+    assert "    ü" in command("log", folder).out.splitlines()
+    for arguments in (("show", "--json"), ("cat-root",), ("ls", "-r", "--json")):
+        out = command(arguments[0], folder, *arguments[1:]).out
+        assert "\x1b" not in out
+        json.loads(out, parse_constant=lambda name: pytest.fail(name))
+
+
 def test_wrong_usage(command: Command) -> None:
     missing = command("ls")
     assert missing.code == 2

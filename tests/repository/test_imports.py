@@ -137,6 +137,12 @@ def test_what_cannot_be_imported(tmp_path: Path) -> None:
         import_zarr(write(tmp_path / "y", {"zarr.json": GROUP}), session, path="a/../b")
     secret = write(tmp_path / "z", {"zarr.json": GROUP}) / "c"
     secret.symlink_to(tmp_path / "gone")
-    with pytest.raises(StorageError, match="No such file"):
+    with pytest.raises(InvalidArgumentError, match="link to nothing"):
         import_zarr(tmp_path / "z", session)
+    os.mkfifo(write(tmp_path / "pipe", {"zarr.json": GROUP}) / "0")
+    with pytest.raises(InvalidArgumentError, match="neither a file nor a folder"):
+        import_zarr(tmp_path / "pipe", session)
+    inside = Repository.prepare(tmp_path / "y" / "repository").session()
+    with pytest.raises(InvalidArgumentError, match="holds the repository"):
+        import_zarr(tmp_path / "y", inside)
     assert not list(session.mapping)
