@@ -42,7 +42,7 @@ def merge(base: TreeView, ours: TreeView, theirs: TreeView) -> Root:
         return ours.root
     if not mine:
         return theirs.root
-    conflicts = _conflicts(ours, theirs, mine, other)
+    conflicts = _conflicts(base, ours, theirs, mine, other)
     if conflicts:
         more = f" and {len(conflicts) - _SHOWN} more" if len(conflicts) > _SHOWN else ""
         raise ConflictError(
@@ -98,6 +98,7 @@ def _bind(changes: Changes, key: str, value: Value | None) -> None:
 
 
 def _conflicts(
+    base: TreeView,
     ours: TreeView,
     theirs: TreeView,
     mine: dict[str, NodeChange],
@@ -123,25 +124,30 @@ def _conflicts(
             for others in b.chunks:
                 if others.form == chunks.form:
                     found.extend(_overlap(path, chunks, others))
-        if _layouts_differ(ours, theirs, path, a, b) and not found:
-            found.append(f"the layout of {path!r} was changed while its chunks were written")
+    for changes, writes in ((mine, other), (other, mine)):
+        if found:
+            break
+        for path, change in writes.items():
+            array = _array_of(base, path) if change.chunks or change.keys else None
+            if array in changes and _layouts_differ(ours, theirs, array, changes[array]):
+                found.append(f"the layout of {array!r} was changed while it was written to")
     return found
 
 
-def _layouts_differ(
-    ours: TreeView, theirs: TreeView, path: str, a: NodeChange, b: NodeChange
-) -> bool:
-    """Tell whether one side changed the layout of a node and the other what lies in it."""
-    node_a, node_b = ours.node(path), theirs.node(path)
-    for changed, writes in ((a, b), (b, a)):
-        if not (writes.chunks or writes.keys):
-            continue
-        for name in changed.docs:
-            if name in _NOT_LAYOUT:
-                continue
-            if _layout_of(ours, node_a, name) != _layout_of(theirs, node_b, name):
-                return True
-    return False
+def _array_of(base: TreeView, path: str) -> str:
+    """Return the array that a folder belongs to, or the path itself if it belongs to none."""
+    owner = base.owner(path)
+    return path if owner is None else owner
+
+
+def _layouts_differ(ours: TreeView, theirs: TreeView, path: str, change: NodeChange) -> bool:
+    """Tell whether the documents of a node that one side changed differ in more than attributes."""
+    nodes = ours.node(path), theirs.node(path)
+    return any(
+        _layout_of(ours, nodes[0], name) != _layout_of(theirs, nodes[1], name)
+        for name in change.docs
+        if name not in _NOT_LAYOUT
+    )
 
 
 def _layout_of(view: TreeView, node: Node | None, name: str) -> Any:
