@@ -52,7 +52,7 @@ class TreeEdit:
         )
         deletes = np.unique(encode(_stack(self.deletes, self.ndim)))
         if len(table) and len(deletes):
-            deletes = np.setdiff1d(deletes, table.codes, assume_unique=True)
+            deletes = _without(deletes, table.codes)
         return table, deletes
 
 
@@ -310,6 +310,15 @@ def _shape_of(head: str, key: str, slashes: int, dots: int) -> tuple[str, str, i
     else:
         return None
     return (owner, kind, ndim, start) if ndim <= MAX_NDIM else None
+
+
+def _without(codes: Codes, others: Codes) -> Codes:
+    """Return the ascending codes that are not among others (setdiff1d is quadratic for objects)."""
+    if others.dtype != codes.dtype:
+        codes, others = codes.astype(object), others.astype(object)
+    rows = np.searchsorted(others, codes)
+    rows[rows == len(others)] = 0
+    return codes[others[rows] != codes]
 
 
 def _stack(parts: list[NDArray[np.int64]], ndim: int) -> NDArray[np.int64]:
