@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cas_zarr.cid import format_cid
+from cas_zarr.cid import CidBytes, format_cid
 from cas_zarr.cli.options import author_option, json_option, repository_argument
 from cas_zarr.cli.output import count, print_json, print_pairs, progress_bar, size_text
 from cas_zarr.repository.imports import ImportReport, import_zarr
@@ -103,7 +103,8 @@ def import_command(
     that fsspec understands. Or it is a local netCDF file, written as chunked Zarr. REPOSITORY is a
     folder, made if it is not there.
 
-    An import that was interrupted can be run again: what is there already is not stored twice.
+    An import that was interrupted can be run again: what is there already is not stored twice, and
+    where nothing has changed there is no commit.
     """
     opened = Repository.prepare(repository, hash=hash_name, author=author)
     with opened.session(branch) as session, progress_bar(Path(source).name) as progress:
@@ -125,9 +126,10 @@ def import_command(
             raise click.UsageError("--chunks is for netCDF; a Zarr keeps the chunks that it has")
         else:
             report = import_zarr(source, session, path=path, replace=replace, progress=progress)
-        commit = None if no_commit else session.commit(message or _message(report))
-        root = session.root
-    assert root is not None
+        root = session.flush()
+        commit = None
+        if not no_commit and root != _committed(opened, branch):
+            commit = session.commit(message or _message(report))
     if as_json:
         print_json(
             {
@@ -146,7 +148,17 @@ def import_command(
     ]
     if commit is not None:
         pairs.append(("commit", format_cid(commit)))
+    elif not no_commit:
+        pairs.append(("commit", "none: the branch has this root already"))
     print_pairs(pairs)
+
+
+def _committed(repository: Repository, branch: str) -> CidBytes | None:
+    """Return the root of the newest commit of a branch."""
+    record = repository.record(branch)
+    if record is None or record.commit is None:
+        return None
+    return repository.resolve(record.commit).root
 
 
 def _message(report: ImportReport) -> str:

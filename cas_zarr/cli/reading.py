@@ -223,7 +223,7 @@ def stats_command(
     share = f" ({stats.saved / stats.logical:.0%})" if stats.logical else ""
     click.echo()
     click.echo(
-        f"dedupe saved {size_text(stats.saved)}{share}; the root document and its pages take "
+        f"dedupe saved {size_text(stats.saved)}{share}; what links the values takes "
         f"{size_text(stats.tree)}"
     )
 

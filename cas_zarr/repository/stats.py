@@ -60,7 +60,8 @@ class DatasetStats:
     stored : int
         Bytes of the distinct blocks of all values.
     tree : int
-        Bytes of the root document, and of the shards and pages below the path.
+        Bytes of what links the values: the root document, and the shards, pages and file nodes
+        below the path.
     """
 
     nodes: tuple[NodeStats, ...]
@@ -180,24 +181,25 @@ class _Walker:
                 yield self._value(page.cid(row), int(sizes[row]))
 
     def _value(self, cid: CidBytes, size: int) -> _Blocks:
-        """Return the blocks of one value: itself, or the nodes and leaves of a file."""
+        """Return the blocks with the bytes of one value: itself, or the leaves of a file."""
         if not is_file(cid):
             return _Blocks(_digests([cid]), np.array([size], np.int64))
         known = self._files.get(cid)
         if known is None:
-            cids: dict[CidBytes, int] = {}
-            pending = [(cid, size)]
+            leaves: dict[CidBytes, int] = {}
+            nodes = {cid}
+            pending = [cid]
             while pending:
-                at, length = pending.pop()
-                if at in cids:
-                    continue
-                if is_file(at):
-                    cids[at] = self.blocks.size(at)
-                    node = self.reader.file_node(at)
-                    pending.extend(zip(node.links, node.sizes, strict=True))
-                else:
-                    cids[at] = length
-            known = _Blocks(_digests(list(cids)), np.array(list(cids.values()), np.int64))
+                at = pending.pop()
+                self._count(at)
+                node = self.reader.file_node(at)
+                for child, length in zip(node.links, node.sizes, strict=True):
+                    if not is_file(child):
+                        leaves[child] = length
+                    elif child not in nodes:
+                        nodes.add(child)
+                        pending.append(child)
+            known = _Blocks(_digests(list(leaves)), np.array(list(leaves.values()), np.int64))
             self._files[cid] = known
         return known
 
