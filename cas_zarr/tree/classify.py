@@ -318,7 +318,8 @@ def _without(codes: Codes, others: Codes) -> Codes:
         codes, others = codes.astype(object), others.astype(object)
     rows = np.searchsorted(others, codes)
     rows[rows == len(others)] = 0
-    return codes[others[rows] != codes]
+    kept: Codes = codes[others[rows] != codes]
+    return kept
 
 
 def _stack(parts: list[NDArray[np.int64]], ndim: int) -> NDArray[np.int64]:
