@@ -51,7 +51,7 @@ class PackFolder:
         self.damaged: dict[str, str] = {}
         self.lock = threading.RLock()
         self._unmergeable: set[str] = set()
-        self._names_pending = False  # a pack was sealed and its name is not durable
+        self._names_pending = False  # names of packs that may not be durable yet
         self._stamp = -1
 
     def refresh(self) -> bool:
@@ -76,7 +76,9 @@ class PackFolder:
                     else:
                         self.packs[name] = pack
                         self.directory.add(pack)
-                        news = True
+                        # whoever sealed it may have died before its name was durable, and a
+                        # block that is found there is not written again
+                        news = self._names_pending = True
                 if vanished or (gone and self._listing() != names):
                     continue  # a folder can be listed without the old name and without the new
                 for name in gone:
