@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterable
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import numpy as np
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
@@ -71,6 +71,7 @@ class CASStore(Store):
     supports_writes: bool = True
     supports_deletes: bool = True
     supports_listing: bool = True
+    supports_partial_writes: Literal[False] = False
 
     def __init__(
         self,
@@ -459,6 +460,13 @@ class CASStore(Store):
         # docstring inherited
         self._check_writable()
         self._session.prepare().discard_prefix("")
+
+    async def set_partial_values(
+        self, key_start_values: Iterable[tuple[str, int, bytes | bytearray | memoryview]]
+    ) -> None:
+        """Refuse: a value is written whole. Zarr 3.1.0 is the last that knows of this."""
+        keys = ", ".join(repr(key) for key, _, _ in key_start_values)
+        raise NotImplementedError(f"a part of {keys} cannot be written: values are written whole")
 
     def _check_writable(self) -> None:
         if self._read_only:
