@@ -95,7 +95,7 @@ def encode_index(groups: Iterable[tuple[int, Digests, Offsets]]) -> bytes:
     for code, digests, offsets in groups:
         if len(digests):
             by_code.setdefault(code, []).append((digests, offsets))
-    out = [encode_varint(MULTIHASH_INDEX_SORTED), _u32(len(by_code))]
+    out: list[BytesLike] = [encode_varint(MULTIHASH_INDEX_SORTED), _u32(len(by_code))]
     for code in sorted(by_code):
         widths = sorted(by_code[code], key=lambda group: group[0].shape[1])
         out += [_u64(code), _u32(len(widths))]
@@ -103,11 +103,11 @@ def encode_index(groups: Iterable[tuple[int, Digests, Offsets]]) -> bytes:
             count, size = digests.shape
             order = _digest_order(digests)
             records = np.empty((count, size + _OFFSET_SIZE), dtype=np.uint8)
-            records[:, :size] = digests[order]
+            np.take(digests, order, axis=0, out=records[:, :size])
             records[:, size:] = (
                 offsets[order].astype("<u8").view(np.uint8).reshape(count, _OFFSET_SIZE)
             )
-            out += [_u32(size + _OFFSET_SIZE), _u64(records.nbytes), records.tobytes()]
+            out += [_u32(size + _OFFSET_SIZE), _u64(records.nbytes), records.data]
     return b"".join(out)
 
 
@@ -204,7 +204,7 @@ def decode_index(data: BytesLike) -> list[tuple[int, Digests, Offsets]]:
     decoded = []
     for group in index_groups(data):
         digests, offsets = group_arrays(data, group)
-        if group.count and int(offsets.max()) >= 1 << 63:
+        if bool((offsets >= np.uint64(1 << 63)).any()):
             raise FormatError("a car index has an offset beyond 2^63")
         if group.digest_size and group.count > 1:
             rows = _rows(digests)

@@ -260,6 +260,7 @@ def test_a_reader_goes_on_while_packs_are_merged_under_it(folder: Path) -> None:
         reader.close()
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_fork_reads_what_its_parent_put_and_writes_for_itself(folder: Path) -> None:
     blocks, more = sample_blocks(300), sample_blocks(20, 1)
     with LocalBlocks(folder, create=True) as store:
