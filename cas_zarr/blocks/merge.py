@@ -111,12 +111,13 @@ def merge(folder: str, packs: Sequence[Pack], drop: Collection[bytes] = ()) -> P
     try:
         data_size = _copy(fd, surveys)
         index = encode_index(_index_groups(surveys))
-        return Pack(seal_part(fd, path, data_size, index), fd)
+        sealed = seal_part(fd, path, data_size, index)
     except BaseException:
         os.close(fd)
         with suppress(OSError):
             disk.unlink(path)
         raise
+    return Pack(sealed, fd)
 
 
 @dataclass(slots=True)
