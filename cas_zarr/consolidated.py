@@ -72,71 +72,56 @@ class Consolidation:
         if not _is_group(group) or group.get("consolidated_metadata") is not None:
             return stored
         members: dict[str, Any] = {}
-        for path in self._walk(folder):
-            member = self._document(folder, path, _V3)
-            if member is None:
-                continue
-            if len(members) == MAX_NODES:
-                return stored
-            if _is_group(member):
-                member["consolidated_metadata"] = _inline({})
-            elif member.get("node_type") != "array":
-                return stored  # zarr would refuse it as a whole, and its other members with it
-            members[path] = member
+        ahead = [""]
+        while ahead:
+            for path in self._below(folder, ahead.pop()):
+                data = self._read(_join(_join(folder, path), _V3))
+                if data is None:  # no node, and zarr looks no further there
+                    continue
+                member = _parse(data)
+                if _is_group(member):
+                    member["consolidated_metadata"] = _inline({})
+                    ahead.append(path)
+                elif member.get("node_type") != "array":
+                    return stored  # zarr would refuse all because of it
+                members[path] = member
+                if len(members) > MAX_NODES:
+                    return stored
         group["consolidated_metadata"] = _inline(_in_order(members))
         return json.dumps(group).encode()
 
     def _version_2(self, folder: str) -> bytes | None:
-        if _parse(self._read(_join(folder, ".zgroup"))).get("zarr_format") != 2:
-            return None
         documents: dict[str, Any] = {}
-        nodes = 0
-        for path in ("", *self._walk(folder)):
-            found = {
-                name: document
-                for name in (".zarray", ".zgroup", ".zattrs")
-                if (document := self._document(folder, path, name)) is not None
-            }
-            if ".zarray" not in found and ".zgroup" not in found:
-                continue
-            nodes += 1
-            if nodes > MAX_NODES:
-                return None
-            if ".zarray" in found:
-                found.pop(".zgroup", None)
-            found.setdefault(".zattrs", {})
-            documents.update((_join(path, name), document) for name, document in found.items())
-        return json.dumps({"metadata": documents, "zarr_consolidated_format": 1}).encode()
-
-    def _walk(self, folder: str) -> Iterator[str]:
-        """Yield the paths of the nodes below a group, relative to it, parents first.
-
-        An array has no nodes below it, and neither has a folder that is no node: zarr does not
-        look there.
-        """
+        if not self._add_version_2(documents, folder, ""):
+            return None
         ahead = [""]
         while ahead:
-            parent = ahead.pop()
-            for name in self._mapping.list_folder(_join(folder, parent)):
-                path = _join(parent, name)
-                documents = set(self._documents(_join(folder, path)))
-                if not documents:
-                    continue
-                yield path
-                if ".zarray" not in documents and not self._is_array(folder, path):
+            for path in self._below(folder, ahead.pop()):
+                if self._add_version_2(documents, folder, path):
                     ahead.append(path)
+                if len(documents) > 2 * MAX_NODES:
+                    return None
+        return json.dumps({"metadata": documents, "zarr_consolidated_format": 1}).encode()
 
-    def _documents(self, folder: str) -> Iterator[str]:
-        for name in (_V3, ".zgroup", ".zarray"):
-            if self._mapping.exists(_join(folder, name)):
-                yield name
+    def _add_version_2(self, documents: dict[str, Any], folder: str, path: str) -> bool:
+        """Add the documents of a node, if it is one; tell whether it is a group."""
+        base = _join(folder, path)
+        kind = ".zarray"
+        data = self._read(_join(base, kind))
+        if data is None:
+            kind = ".zgroup"
+            data = self._read(_join(base, kind))
+        node = _parse(data)
+        if node.get("zarr_format") != 2:
+            return False
+        documents[_join(path, kind)] = node
+        documents[_join(path, ".zattrs")] = _parse(self._read(_join(base, ".zattrs")))
+        return kind == ".zgroup"
 
-    def _is_array(self, folder: str, path: str) -> bool:
-        return (self._document(folder, path, _V3) or {}).get("node_type") == "array"
-
-    def _document(self, folder: str, path: str, name: str) -> dict[str, Any] | None:
-        data = self._read(_join(_join(folder, path), name))
-        return None if data is None else _parse(data)
+    def _below(self, folder: str, parent: str) -> Iterator[str]:
+        """Yield the paths, relative to `folder`, of what lies below one of its nodes."""
+        for name in self._mapping.list_folder(_join(folder, parent)):
+            yield _join(parent, name)
 
     def _read(self, key: str) -> bytes | None:
         data = self._mapping.get_value(key)

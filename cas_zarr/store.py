@@ -7,6 +7,7 @@ thread costs more than most of what they do.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
@@ -174,7 +175,7 @@ class CASStore(Store):
     def root(self) -> CID | None:
         """The root as of the last flush; None before the first one of a new branch."""
         root = self._session.root
-        return None if root is None else to_cid(root)
+        return None if root is None else _public(root)
 
     def flush(self) -> CID:
         """Make all changes durable, show them to whoever opens the branch next.
@@ -192,7 +193,7 @@ class CASStore(Store):
         StorageError
             If the disk failed. Nothing that was flushed before is lost; flush again.
         """
-        return to_cid(self._session.flush())
+        return _public(self._session.flush())
 
     def commit(self, message: str, **options: Any) -> CID:
         """Flush, and make the root a commit of the branch.
@@ -210,7 +211,7 @@ class CASStore(Store):
             The commit.
         """
         self._check_writable()
-        return to_cid(self._session.commit(message, **options))
+        return _public(self._session.commit(message, **options))
 
     def cid(self, path: str = "", box: tuple[slice | tuple[int, int], ...] | None = None) -> CID:
         """Return the CID of a node, or of a box of an array's chunks.
@@ -222,7 +223,7 @@ class CASStore(Store):
         box : tuple of slices or of pairs of int, optional
             For an array, in chunks, one for each dimension.
         """
-        return to_cid(self._tree.mapping.cid(path, box))
+        return _public(self._tree.mapping.cid(path, box))
 
     # -- opening and closing --------------------------------------------------------------------
 
@@ -471,6 +472,23 @@ class CASStore(Store):
     def _check_writable(self) -> None:
         if self._read_only:
             raise ReadOnlyError(f"{_REFUSAL}; open a branch for writing instead of {self}")
+
+
+def _public(cid: CidBytes) -> CID:
+    """Return a `multiformats.CID`, built on the stack of a thread.
+
+    The validation inside multiformats leaves cycles of exceptions behind, and with them every
+    frame up the stack: the caller's arrays and this store would live on until the next garbage
+    collection, and what the store has left to flush would wait for it.
+    """
+    built: list[CID] = []
+    thread = threading.Thread(target=lambda: built.append(to_cid(cid)), name="cas-zarr-cid")
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is exiting, and collects everything
+        return to_cid(cid)
+    thread.join()
+    return built[0]
 
 
 def _repository(

@@ -267,6 +267,20 @@ def test_what_is_left_is_flushed_when_the_last_array_goes(path: Path) -> None:
     assert list(zarr.open_array(CASStore(path), mode="r")[:]) == [1] * 4
 
 
+def test_a_store_that_was_committed_waits_for_no_collector(path: Path) -> None:
+    gc.disable()
+    try:
+        store = CASStore(path)
+        store.set_sync("k", cpu.Buffer.from_bytes(b"1"))
+        store.commit("first")
+        assert store.cid() == store.root == store.flush()
+        store.set_sync("l", cpu.Buffer.from_bytes(b"2"))
+        del store
+        assert sorted(CASStore(path).mapping) == ["k", "l"]
+    finally:
+        gc.enable()
+
+
 def test_a_sibling_keeps_the_session_alive(path: Path) -> None:
     store = CASStore(path)
     store.set_sync("k", cpu.Buffer.from_bytes(b"1"))

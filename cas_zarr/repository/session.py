@@ -121,9 +121,7 @@ class WorkingTree:
     ) -> CidBytes:
         """Make all changes durable and part of the history; see `Session.commit`."""
         with self.lock:
-            target = self.prepare()
-            root = target.flush()
-            self._placed = self._placed and root == self.base_root
+            root = self.prepare().cid()
             newest: list[CidBytes] = []
 
             def record(base: Branch | None, root: CidBytes) -> Branch:
@@ -137,6 +135,8 @@ class WorkingTree:
                 )
                 cid, data = commit.to_block(self.repository.function)
                 self.repository.blocks.put(cid, data)
+                # Behind the commit, so that one pack and one sync are enough for all.
+                self._placed = self.mapping.flush() == self.base_root
                 self.repository.blocks.flush()
                 newest.append(cid)
                 return Branch(commit=cid, work=root)
@@ -184,7 +184,8 @@ class WorkingTree:
                 root = self._meet(root)
                 continue
             self.base, self.base_root = new, root
-            self._placed, self._told = True, None
+            # A thread may have written, and flushed, since the root was taken.
+            self._placed, self._told = self.mapping.root == root, None
             return root
         raise self._conflict(
             root,

@@ -292,7 +292,6 @@ def test_what_is_left_is_flushed_when_the_session_goes(path: Path) -> None:
     session = opened(path)
     session.prepare().set_value("a", b"1")
     del session
-    gc.collect()
     assert content(path) == {"a": b"1"}
 
 
