@@ -23,7 +23,7 @@ STEPS = 10
 
 def _open(name: str) -> Any:
     """Return a sample as it lies in the file: nothing decoded, so nothing is encoded again."""
-    return xr.open_dataset(SAMPLES / name, engine="netcdf4", decode_cf=False).load()
+    return xr.load_dataset(SAMPLES / name, engine="netcdf4", decode_cf=False)
 
 
 def _import(store: CASStore, name: str, group: str, zarr_format: int = 3) -> None:
@@ -58,8 +58,8 @@ def test_every_value_and_attribute_comes_back(tmp_path: Path, name: str, zarr_fo
     for key, variable in original.variables.items():
         assert back[key].dtype == variable.dtype
     decoded = xr.open_zarr(version, group="run", chunks=None)
-    expected = xr.open_dataset(SAMPLES / name, engine="netcdf4")
-    xr.testing.assert_identical(decoded.load(), expected.load())
+    expected = xr.load_dataset(SAMPLES / name, engine="netcdf4")
+    xr.testing.assert_identical(decoded.load(), expected)
 
 
 def test_the_scenarios_share_the_chunks_that_are_equal(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_time_series_and_a_map_read_only_what_they_need(tmp_path: Path) -> Non
         _import(store, "ostia_monthly.nc", "sst")
         store.commit("sst")
     data = xr.open_zarr(CASStore(tmp_path / "climate.cas", version="main"), group="sst")
-    original = xr.open_dataset(SAMPLES / "ostia_monthly.nc", engine="netcdf4")
+    original = xr.load_dataset(SAMPLES / "ostia_monthly.nc", engine="netcdf4")
     series = data["surface_temperature"].isel(latitude=9, longitude=200)
     np.testing.assert_array_equal(
         series.values, original["surface_temperature"].isel(latitude=9, longitude=200).values
