@@ -56,7 +56,6 @@ class WorkingTree:
         self.strict = strict
         self.lock = threading.RLock()
         self.pid = os.getpid()
-        self._placed = True
         self._told: CidBytes | None = None
         self.base = repository.record(branch)
         self.base_root: CidBytes | None = None
@@ -71,7 +70,7 @@ class WorkingTree:
     @property
     def pending(self) -> bool:
         """Whether something is not yet where the next reader of the branch looks."""
-        return self.target is not None and (self.mapping.dirty or not self._placed)
+        return self.target is not None and self._differs()
 
     def prepare(self) -> CASMapping:
         """Return the mapping to write to; make the repository if it is not there.
@@ -85,7 +84,7 @@ class WorkingTree:
             if self.target is not None:
                 return self.target
             if self.pid != os.getpid():
-                if self.mapping.dirty or not self._placed:
+                if self._differs():
                     raise CasZarrError(
                         f"this process was forked while branch {self.branch!r} of "
                         f"{self.repository.location} had unflushed changes; flush before "
@@ -103,11 +102,9 @@ class WorkingTree:
                 return self.mapping.flush()
             if not self.pending:
                 self.repository.blocks.flush()  # blocks of subtrees that were named by `cid`
-                return self._root()
+                return self.mapping.root or self.mapping.cid()
             root = self.mapping.flush()
-            self._placed = False
             if root == self.base_root:  # the changes have cancelled out
-                self._placed = True
                 return root
             return self._place(root, self._work)
 
@@ -136,7 +133,7 @@ class WorkingTree:
                 cid, data = commit.to_block(self.repository.function)
                 self.repository.blocks.put(cid, data)
                 # Behind the commit, so that one pack and one sync are enough for all.
-                self._placed = self.mapping.flush() == self.base_root
+                self.mapping.flush()
                 self.repository.blocks.flush()
                 newest.append(cid)
                 return Branch(commit=cid, work=root)
@@ -149,7 +146,7 @@ class WorkingTree:
         with self.lock:
             if self.pid != os.getpid() or not self.pending:
                 return
-            if self._told is not None and not self.mapping.dirty:
+            if self._told == self.mapping.root and not self.mapping.dirty:
                 return
             self.flush()
 
@@ -163,9 +160,13 @@ class WorkingTree:
             strict=self.strict,
         )
 
-    def _root(self) -> CidBytes:
-        root = self.mapping.root
-        return self.mapping.flush() if root is None else root
+    def _differs(self) -> bool:
+        """Tell whether the mapping is not what the branch was last seen or made to be.
+
+        It is found out anew each time: a flag could be wrong after an interrupt, and with it the
+        last writes would be lost.
+        """
+        return self.mapping.dirty or self.mapping.root != self.base_root
 
     @staticmethod
     def _work(base: Branch | None, root: CidBytes) -> Branch:
@@ -183,9 +184,7 @@ class WorkingTree:
                 time.sleep(random.uniform(0, min(_LONGEST_PAUSE, 0.0005 * attempt)))
                 root = self._meet(root)
                 continue
-            self.base, self.base_root = new, root
-            # A thread may have written, and flushed, since the root was taken.
-            self._placed, self._told = self.mapping.root == root, None
+            self.base, self.base_root, self._told = new, root, None
             return root
         raise self._conflict(
             root,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -458,6 +459,31 @@ def test_a_failing_disk_loses_nothing(
         assert content(path) == {"a": value}
         assert failed or len(calls) < at or content(path) == {"a": value}
     assert at > 8
+
+
+@pytest.mark.parametrize("verb", ["flush", "commit"])
+def test_an_interrupt_loses_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, strike: Strike, verb: str
+) -> None:
+    session = opened(path)
+    session.prepare().set_value("a", b"0")
+    session.flush()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    at, calls = 0, [""]
+    while len(calls) >= at:
+        at += 1
+        value = b"%d" % at
+        session.prepare().set_value("a", value)
+        calls = strike(at, interrupt)
+        with suppress(KeyboardInterrupt):
+            session.flush() if verb == "flush" else session.commit(str(at))
+        monkeypatch.undo()
+        session.close()  # what an exit would do
+        assert content(path) == {"a": value}
+    assert at > 6
 
 
 # -- bad input ------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cas_zarr.cid import BLAKE3, RAW, cid_of, format_cid
+from cas_zarr.cid import BLAKE3, DAG_CBOR, RAW, cid_of, codec_of, format_cid
 from cas_zarr.errors import VersionNotFoundError
 from cas_zarr.repository.repository import Repository
+from cas_zarr.tree.walk import reachable
 
 CHUNKS = {f"a/c/{number}": bytes([number]) * 500 for number in range(8)}
 
@@ -100,6 +101,24 @@ def test_a_damaged_root_or_commit(path: Path) -> None:
     assert format_cid(found.commit) in damage.reason
     by_root = Repository.open(path).verify(found.root)
     assert [damage.cid for damage in by_root.damaged] == [found.root]
+
+
+def test_a_damaged_page_hides_what_lies_below(tmp_path: Path) -> None:
+    path = tmp_path / "repo"
+    session = Repository.prepare(path).session()
+    session.prepare().set_value("a/zarr.json", b"{}")
+    for number in range(200):
+        session.prepare().set_value(f"a/c/{number}", number.to_bytes(2, "big"))
+    session.flush()
+    root = session.root
+    assert root is not None
+    blocks = Repository.open(path).blocks
+    (page,) = [cid for _, cid in reachable(blocks, root) if codec_of(cid) == DAG_CBOR]
+    flip(path, blocks.get(page))
+    report = Repository.open(path).verify()
+    assert not report.ok
+    assert not report.complete
+    assert [(damage.path, damage.cid) for damage in report.damaged] == [("a", page)]
 
 
 def test_a_missing_block(path: Path) -> None:
