@@ -491,16 +491,18 @@ def _check_same(key: str, old: Document | None, new: Document) -> None:
 
 def _bytes_of(data: Any) -> memoryview | bytes:
     """Return the bytes of a buffer or an array, without a copy where its memory allows that."""
+    array = isinstance(data, np.ndarray)
     try:
-        return memoryview(data).cast("B")
+        if not array or not data.dtype.hasobject:  # objects would be stored as their addresses
+            return memoryview(data).cast("B")
     except (TypeError, ValueError):  # zero-size, strided, or of a type that buffers do not know
-        if isinstance(data, np.ndarray) and not data.dtype.hasobject:
-            return data.tobytes()
-        if isinstance(data, memoryview):
-            return data.tobytes()
-        raise InvalidArgumentError(
-            f"a value is bytes or an array of numbers, not {type(data).__name__}"
-        ) from None
+        if array or isinstance(data, memoryview):
+            contents: bytes = data.tobytes()
+            return contents
+    raise InvalidArgumentError(
+        f"a value is bytes or an array of numbers, not {type(data).__name__}"
+        + (f" of {data.dtype}" if array else "")
+    )
 
 
 def _chunks_in(node: Node) -> int:

@@ -1,0 +1,761 @@
+"""CASMapping: a dataset as a dict over blocks that are written once."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cas_zarr.blocks.memory import MemoryBlocks
+from cas_zarr.cid import BLAKE3, DAG_CBOR, DAG_JSON, RAW, CidBytes, cid_of, format_cid, to_cid
+from cas_zarr.errors import (
+    BlockNotFoundError,
+    CasZarrError,
+    ConflictError,
+    CorruptBlockError,
+    FormatError,
+    InvalidArgumentError,
+    InvalidCIDError,
+    InvalidKeyError,
+    LimitError,
+    NotFoundError,
+    ReadOnlyError,
+    WriteOnceError,
+)
+from cas_zarr.mapping import CASMapping
+from cas_zarr.tree import view as view_module
+from cas_zarr.tree.node import Header, Node, Root, Value
+
+
+class CountingBlocks(MemoryBlocks):
+    """Blocks in memory that remember what was read and how often they were flushed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[CidBytes] = []
+        self.flushes = 0
+
+    def _read(self, cid: CidBytes) -> bytes | None:
+        self.reads.append(cid)
+        return super()._read(cid)
+
+    def flush(self) -> None:
+        self.flushes += 1
+
+
+def filled(**options: Any) -> CASMapping:
+    """Return a mapping of a small array, a group and two plain keys."""
+    mapping = CASMapping(CountingBlocks(), **options)
+    mapping["zarr.json"] = b'{"node_type":"group"}'
+    mapping["a/zarr.json"] = b'{"node_type":"array"}'
+    for x, y in itertools.product(range(12), repeat=2):
+        mapping[f"a/c/{x}/{y}"] = b"%d,%d" % (x, y)
+    mapping["g/k"] = b"plain"
+    mapping["l"] = b"l" * (3 << 20)
+    return mapping
+
+
+def reopened(mapping: CASMapping, **options: Any) -> CASMapping:
+    return CASMapping(mapping.blocks, mapping.flush(), **options)
+
+
+# -- a dict ---------------------------------------------------------------------------------
+
+
+def test_it_is_a_mutable_mapping() -> None:
+    mapping = CASMapping(MemoryBlocks())
+    assert len(mapping) == 0
+    assert list(mapping) == []
+    mapping.update({"a": b"1", "b/c": b"2"})
+    assert mapping == {"a": b"1", "b/c": b"2"}
+    assert mapping.pop("a") == b"1"
+    assert mapping.setdefault("b/c", b"3") == b"2"
+    assert mapping.get("a") is None
+    assert "b/c" in mapping
+    assert "b" not in mapping
+    assert 5 not in mapping
+    with pytest.raises(KeyError, match="nothing"):
+        mapping["nothing"]
+    with pytest.raises(KeyError, match="nothing"):
+        del mapping["nothing"]
+    mapping.clear()
+    assert dict(mapping) == {}
+    assert mapping.flush() == CASMapping(MemoryBlocks()).flush()
+
+
+def test_values_are_bytes_in_whatever_form_they_came() -> None:
+    mapping = filled()
+    for value in (b"abc", bytearray(b"abc"), memoryview(b"abc"), np.frombuffer(b"abc", np.uint8)):
+        mapping["k"] = value
+        assert mapping["k"] == b"abc"
+        assert type(mapping["k"]) is bytes
+    large = reopened(mapping)["l"]
+    assert type(large) is bytes
+    assert large == b"l" * (3 << 20)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((0, 3)),
+        np.array(3.0),
+        np.arange(12, dtype=">i4").reshape(3, 4),
+        np.arange(12).reshape(3, 4)[:, ::2],
+        np.arange(12).reshape(3, 4).T,
+        np.arange(3).astype("M8[s]"),
+        np.array([(1, 2.0)], [("a", "i4"), ("b", "f8")]),
+        np.array([True, False]),
+        np.array([1 + 2j]),
+        np.array(["é", "b"]),
+    ],
+    ids=lambda array: f"{array.dtype}-{array.shape}",
+)
+@pytest.mark.parametrize("key", ["k", "zarr.json", "c/0"])
+def test_any_array_is_stored_as_its_bytes_in_c_order(array: np.ndarray, key: str) -> None:
+    mapping = CASMapping(MemoryBlocks())
+    mapping[key] = array
+    assert mapping[key] == array.tobytes()
+
+
+def test_a_strided_memoryview_is_stored_as_its_bytes() -> None:
+    mapping = CASMapping(MemoryBlocks())
+    mapping["k"] = memoryview(b"abcdef")[::2]
+    assert mapping["k"] == b"ace"
+
+
+@pytest.mark.parametrize("value", ["text", 5, None, [1], np.array([object()])])
+def test_what_has_no_bytes_is_refused(value: Any) -> None:
+    mapping = CASMapping(MemoryBlocks())
+    with pytest.raises(InvalidArgumentError, match="bytes or an array"):
+        mapping["k"] = value
+    assert "k" not in mapping
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/./b", "a\0", "\ud800", 5])
+def test_keys_that_cannot_be_stored_are_refused_and_absent(key: Any) -> None:
+    mapping = filled()
+    with pytest.raises(InvalidKeyError):
+        mapping[key] = b"x"
+    assert key not in mapping
+    if isinstance(key, str):
+        assert mapping.get(key) is None
+        assert mapping.discard(key) is False
+        assert mapping.size_of(key) is None
+
+
+def test_absurdly_deep_keys_are_absent() -> None:
+    for mapping in (filled(), reopened(filled())):
+        for deep in ("/".join(["a"] * 5000), "a/" * 5000, "a/c/" + "/".join(["0"] * 5000)):
+            assert deep not in mapping
+            assert list(mapping.list_keys(deep)) == []
+            assert list(mapping.list_folder(deep)) == []
+            assert mapping.prefix_size(deep) == 0
+            with pytest.raises(NotFoundError):
+                mapping.cid(deep)
+
+
+def test_a_value_that_changes_after_it_was_set_is_stored_as_it_was() -> None:
+    for size in (10, 3 << 20):
+        array = np.zeros(size, np.uint8)
+        mapping = CASMapping(MemoryBlocks())
+        for key in ("k", "a/zarr.json", "a/c/0"):
+            mapping[key] = array
+        array[:] = 1
+        read = reopened(mapping)
+        for key in ("k", "a/zarr.json", "a/c/0"):
+            assert mapping[key] == read[key] == bytes(size)
+
+
+# -- listing and sizes ----------------------------------------------------------------------
+
+
+def test_listing() -> None:
+    for mapping in (filled(), reopened(filled())):
+        chunks = [f"a/c/{x}/{y}" for x in range(12) for y in range(12)]
+        assert sorted(mapping) == sorted(["zarr.json", "a/zarr.json", "g/k", "l", *chunks])
+        assert sorted(mapping.list_keys("a/c/1")) == sorted(
+            key for key in chunks if key.startswith("a/c/1")
+        )
+        assert sorted(mapping.list_keys("a/c/11/")) == sorted(f"a/c/11/{y}" for y in range(12))
+        assert list(mapping.list_keys("a/c/11/3")) == ["a/c/11/3"]
+        for none in ("a/c/11/3/", "a/c/x", "a/c/01", "/", "/a", "a//", "q", "a/c/99999999999"):
+            assert list(mapping.list_keys(none)) == []
+        assert list(mapping.list_folder()) == ["a", "g", "l", "zarr.json"]
+        assert list(mapping.list_folder("a")) == ["c", "zarr.json"]
+        assert list(mapping.list_folder("a/")) == ["c", "zarr.json"]
+        assert list(mapping.list_folder("a/c/5")) == sorted(map(str, range(12)))
+        assert list(mapping.list_folder("nothing")) == []
+        assert mapping.listdir("g") == ["k"]
+
+
+def test_a_listing_is_of_the_moment_that_it_began() -> None:
+    mapping = filled()
+    listed = mapping.list_keys("a/")
+    first = next(listed)
+    for key in list(mapping.list_keys("a/")):
+        del mapping[key]
+    assert len([first, *listed]) == 145
+    assert list(mapping.list_keys("a/")) == []
+
+
+def test_sizes_come_from_the_tree() -> None:
+    mapping = reopened(filled())
+    blocks = mapping.blocks
+    assert isinstance(blocks, CountingBlocks)
+    data = {key: len(value) for key, value in filled().items()}
+    blocks.reads.clear()
+    assert mapping.size_of("l") == mapping.getsize("l") == 3 << 20
+    assert mapping.size_of("a/zarr.json") == len(b'{"node_type":"array"}')
+    assert mapping.prefix_size("") == mapping.getsize("") == sum(data.values())
+    for folder in ("a", "a/", "a/c", "a/c/1", "a/c/11/", "g", "l", "a/c/1/1", "nothing"):
+        expected = sum(n for key, n in data.items() if key.startswith(folder.rstrip("/") + "/"))
+        assert mapping.prefix_size(folder) == expected
+    assert not [cid for cid in blocks.reads if cid[1] == RAW]
+    assert mapping.getsize("g/k") == 5
+    assert mapping.size_of("g") is None
+
+
+def test_removing_folders() -> None:
+    mapping = reopened(filled())
+    mapping.rmdir("a/c/1")
+    assert len(list(mapping.list_keys("a/c/"))) == 144 - 12
+    mapping["a/c/1/5"] = b"again"
+    mapping.rmdir("/a/c/")
+    assert list(mapping.list_keys("a/")) == ["a/zarr.json"]
+    assert mapping["g/k"] == b"plain"
+    for folder in ("/", "a//", "//", "../"):
+        with pytest.raises(InvalidKeyError):
+            mapping.discard_prefix(folder)
+    with pytest.raises(InvalidArgumentError, match="slash"):
+        mapping.discard_prefix("a")
+    assert len(mapping) == 4
+    mapping.rmdir()
+    assert dict(mapping) == {}
+
+
+# -- reading --------------------------------------------------------------------------------
+
+
+def test_a_chunk_whose_coordinates_are_partly_new_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fresh: list[dict[str, int]] = [{} for _ in range(33)]
+    monkeypatch.setattr(view_module, "_SPREADS", fresh)
+    mapping = CASMapping(MemoryBlocks())
+    mapping["a/zarr.json"] = b"{}"
+    places = list(itertools.product((0, 1, 8, 10, 12), repeat=3))
+    for place in places:
+        mapping["a/c/" + "/".join(map(str, place))] = repr(place).encode()
+    read = reopened(mapping)
+    for place in sorted(places, key=lambda place: sum(place) * 7919 % 31):
+        for _ in range(2):
+            assert read["a/c/" + "/".join(map(str, place))] == repr(place).encode()
+    for table in fresh:
+        table.clear()
+    assert read["a/c/1/1/1"] == b"(1, 1, 1)"
+    assert read["a/c/1/8/1"] == b"(1, 8, 1)"
+    assert "a/c/1/9/1" not in read
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["a/c12/3", "a/c/1//2", "a/c/01/2", "a/c/1/2/", "a/c/-1/2", "a/c/1/4294967296", "a/c//1/2"],
+)
+def test_keys_that_only_look_like_chunks_are_absent(key: str) -> None:
+    mapping = reopened(filled())
+    assert mapping["a/c/1/2"] == b"1,2"
+    assert mapping["a/c/3/2"] == b"3,2"
+    assert mapping.get(key) is None
+
+
+def test_reading_one_chunk_opens_the_root_a_path_and_the_value() -> None:
+    mapping = CASMapping(CountingBlocks())
+    mapping["a/zarr.json"] = b"{}"
+    for x, y in itertools.product(range(100), repeat=2):
+        mapping[f"a/c/{x}/{y}"] = b"%d,%d" % (x, y)
+    blocks = mapping.blocks
+    assert isinstance(blocks, CountingBlocks)
+    root = mapping.flush()
+    blocks.reads.clear()
+    read = CASMapping(blocks, root)
+    assert blocks.reads == [root]
+    assert read["a/zarr.json"] == b"{}"
+    assert read["a/c/57/3"] == b"57,3"
+    assert len(blocks.reads) <= 4
+    blocks.reads.clear()
+    assert read.exists("a/c/57/2")
+    assert read.cid_of("a/c/57/2") == cid_of(RAW, BLAKE3, b"57,2")
+    assert read.cid_of("a/zarr.json") == cid_of(RAW, BLAKE3, b"{}")
+    assert read.cid_of("nothing") is None
+    assert blocks.reads == []
+
+
+def test_damaged_and_missing_blocks_are_named() -> None:
+    mapping = reopened(filled())
+    blocks = mapping.blocks
+    assert isinstance(blocks, CountingBlocks)
+    cid = mapping.cid_of("a/c/1/1")
+    assert cid is not None
+    blocks._blocks[cid[2:]] = (cid, b"1,2")
+    with pytest.raises(CorruptBlockError, match=format_cid(cid)):
+        mapping["a/c/1/1"]
+    blocks.delete(cid)
+    with pytest.raises(BlockNotFoundError, match=format_cid(cid)):
+        mapping["a/c/1/1"]
+    assert mapping.root is not None
+    blocks.delete(mapping.root)
+    with pytest.raises(BlockNotFoundError, match=format_cid(mapping.root)):
+        CASMapping(blocks, mapping.root)
+
+
+@pytest.mark.parametrize(
+    ("root", "error"),
+    [
+        ("bafkqaaa", CasZarrError),
+        ("nonsense", InvalidCIDError),
+        (b"", InvalidCIDError),
+        (format_cid(cid_of(RAW, BLAKE3, b"x")), FormatError),
+        (format_cid(cid_of(DAG_CBOR, BLAKE3, b"x")), FormatError),
+        (format_cid(cid_of(DAG_JSON, BLAKE3, b"x")), BlockNotFoundError),
+    ],
+)
+def test_what_is_no_root_is_refused(root: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        CASMapping(MemoryBlocks(), root)
+
+
+def test_a_root_is_taken_as_text_bytes_or_cid() -> None:
+    mapping = filled()
+    root = mapping.flush()
+    for form in (root, format_cid(root), to_cid(root)):
+        assert CASMapping(mapping.blocks, form)["g/k"] == b"plain"
+
+
+# -- flushing -------------------------------------------------------------------------------
+
+
+def test_flush_and_dirty() -> None:
+    blocks = CountingBlocks()
+    mapping = CASMapping(blocks)
+    assert mapping.root is None
+    assert not mapping.dirty
+    empty = mapping.flush()
+    assert blocks.has(empty)
+    assert mapping.root == empty
+    mapping["a"] = b"1"
+    assert mapping.dirty
+    assert mapping.root == empty
+    list(mapping)
+    assert mapping.dirty  # applied, not flushed
+    flushes = blocks.flushes
+    root = mapping.flush()
+    assert blocks.flushes == flushes + 1
+    assert not mapping.dirty
+    assert mapping.flush() == root == mapping.root
+    assert format_cid(root) in repr(mapping)
+    mapping["a"] = b"1"
+    assert mapping.flush() == root
+    del mapping["a"]
+    assert mapping.flush() == empty
+
+
+def test_documents_set_many_times_leave_one_block_each_flush() -> None:
+    mapping = CASMapping(MemoryBlocks())
+    for n in range(50):
+        mapping["zarr.json"] = b"%d" % n * 70_000
+    before = len(mapping.blocks)  # type: ignore[arg-type]
+    assert before == 0
+    mapping.flush()
+    assert len(mapping.blocks) == 2  # type: ignore[arg-type]
+
+
+def test_many_changes_are_applied_as_they_come() -> None:
+    mapping = CASMapping(MemoryBlocks())
+    mapping._settle_at = 50
+    mapping["a/zarr.json"] = b"{}"
+    for n in range(120):
+        mapping[f"a/c/{n}"] = b"x"
+        mapping._settle_at = min(mapping._settle_at, 50)
+        assert len(mapping._state[1].values) <= 50
+    assert len(mapping) == 121
+    assert mapping.dirty
+
+
+def test_memory_of_a_changed_chunk_is_bounded() -> None:
+    mapping = CASMapping(MemoryBlocks())
+    mapping["a/zarr.json"] = b"{}"
+    mapping["a/c/0/0"] = b"x"
+    count = 20_000
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for n in range(count):
+            mapping[f"a/c/{n % 200}/{n // 200}"] = b"x"
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown / count < 300
+    assert sys.getsizeof(mapping._state[1].values) / count < 120
+
+
+# -- strict and read-only -------------------------------------------------------------------
+
+
+def test_a_strict_mapping_binds_once() -> None:
+    mapping = filled(strict=True)
+    for _ in range(2):
+        for key in ("a/c/1/1", "g/k", "zarr.json"):
+            with pytest.raises(WriteOnceError, match=f"key '{key}' is bound to another value"):
+                mapping[key] = b"other"
+            mapping[key] = mapping[key]  # the same is no other
+        with pytest.raises(WriteOnceError, match="deletes nothing"):
+            del mapping["g/k"]
+        with pytest.raises(WriteOnceError, match="deletes nothing"):
+            mapping.rmdir("g")
+        with pytest.raises(WriteOnceError, match="one by one"):
+            mapping.set_links("a", *links(mapping, [(20, 20)]))
+        mapping["l"] = b"l" * (3 << 20)
+        mapping.setdefault("new", b"x")
+        assert mapping.flush() == filled_with_new().flush()
+        mapping = reopened(mapping, strict=True)
+
+
+def filled_with_new() -> CASMapping:
+    mapping = filled()
+    mapping["new"] = b"x"
+    return mapping
+
+
+def test_a_strict_mapping_takes_the_same_long_document_again() -> None:
+    mapping = CASMapping(MemoryBlocks(), strict=True)
+    mapping["zarr.json"] = b" " * 100_000
+    for strict in (mapping, reopened(mapping, strict=True)):
+        strict["zarr.json"] = b" " * 100_000
+        with pytest.raises(WriteOnceError):
+            strict["zarr.json"] = b" " * 99_999
+        with pytest.raises(WriteOnceError):
+            strict["zarr.json"] = b"{}"
+
+
+CHANGES: dict[str, Callable[[CASMapping], object]] = {
+    "set": lambda mapping: mapping.set_value("k", b"x"),
+    "set the same": lambda mapping: mapping.set_value("g/k", b"plain"),
+    "set a document": lambda mapping: mapping.set_value("zarr.json", b"{}"),
+    "delete": lambda mapping: mapping.discard("g/k"),
+    "delete what is not there": lambda mapping: mapping.discard("nothing"),
+    "clear": lambda mapping: mapping.clear(),
+    "rmdir": lambda mapping: mapping.rmdir("g"),
+    "links": lambda mapping: mapping.set_links("a", *links(mapping, [(1, 1)])),
+}
+
+
+@pytest.mark.parametrize("change", list(CHANGES))
+@pytest.mark.parametrize("why", ["asked", "blocks", "needs"])
+def test_a_read_only_mapping_refuses_every_change(change: str, why: str) -> None:
+    mapping = filled()
+    root = mapping.flush()
+    blocks = mapping.blocks
+    message = "open for reading only"
+    if why == "asked":
+        read = CASMapping(blocks, root, read_only=True)
+    elif why == "blocks":
+        blocks.read_only = True
+        read = CASMapping(blocks, root)
+    else:
+        document = Root(Header(needs_to_write=("x", "y")), mapping.view.root.node)
+        blocks.put(document.cid(), document.to_block())
+        root = document.cid()
+        read = CASMapping(blocks, root)
+        message = "needs x, y, which this release does not know"
+    assert read.read_only
+    held = len(blocks)  # type: ignore[arg-type]
+    with pytest.raises(ReadOnlyError, match=message):
+        CHANGES[change](read)
+    assert read.flush() == root
+    assert read.cid("a")
+    assert len(blocks) == held  # type: ignore[arg-type]
+    assert dict(read.items()) == dict(mapping.items())
+
+
+def test_an_empty_read_only_mapping_has_the_root_of_nothing() -> None:
+    read = CASMapping(MemoryBlocks(), read_only=True)
+    assert read.flush() == CASMapping(MemoryBlocks()).flush()
+    assert len(read.blocks) == 0  # type: ignore[arg-type]
+
+
+# -- CIDs of parts --------------------------------------------------------------------------
+
+
+def test_a_subtree_is_a_dataset_of_its_own() -> None:
+    mapping = filled()
+    mapping["deep/er/a/zarr.json"] = mapping["a/zarr.json"]
+    for x, y in itertools.product(range(12), repeat=2):
+        mapping[f"deep/er/a/c/{x}/{y}"] = b"%d,%d" % (x, y)
+    cid = mapping.cid("a")
+    assert cid == mapping.cid("deep/er/a") == mapping.cid("/a/")
+    assert mapping.cid() == mapping.cid("") == mapping.flush()
+    alone = CASMapping(mapping.blocks, cid)
+    assert len(alone) == 145
+    assert alone["c/3/4"] == b"3,4"
+    fresh = CASMapping(MemoryBlocks())
+    for key, value in alone.items():
+        fresh[key] = value
+    assert fresh.flush() == cid
+    mapping["a/c/0/0"] = b"changed"
+    assert mapping.cid("a") != mapping.cid("deep/er/a") == cid
+    for path in ("nothing", "a/c", "g/k", "l"):
+        with pytest.raises(NotFoundError, match=path):
+            mapping.cid(path)
+
+
+def test_a_subtree_whose_cid_was_asked_for_is_durable_with_the_next_flush() -> None:
+    mapping = filled()
+    blocks = mapping.blocks
+    assert isinstance(blocks, CountingBlocks)
+    mapping.flush()
+    flushes = blocks.flushes
+    cid = mapping.cid("a")
+    mapping.flush()
+    assert blocks.flushes == flushes + 1
+    assert blocks.has(cid)
+
+
+def cubes() -> CASMapping:
+    """A mapping of an array with two equal boxes of chunks, and some more."""
+    mapping = CASMapping(MemoryBlocks())
+    mapping["a/zarr.json"] = b"{}"
+    for x, y, z in itertools.product(range(16), repeat=3):
+        mapping[f"a/c/{x}/{y}/{z}"] = b"%d" % (x % 8 + 10 * (y % 8) + 100 * (z % 8))
+    return mapping
+
+
+def test_boxes_of_chunks_have_cids() -> None:
+    mapping = cubes()
+    box = mapping.cid("a", [slice(0, 8), slice(0, 8), slice(0, 8)])
+    for corner in itertools.product((0, 8), repeat=3):
+        assert mapping.cid("a", [(low, low + 8) for low in corner]) == box
+    tree = mapping.view.tree("a", "c/3")
+    assert tree is not None
+    assert {tree.top.cid(row) for row in range(len(tree.top))} == {box}
+    odd = mapping.cid("a", [(1, 4), (2, 9), (3, 6)])
+    assert odd == mapping.cid("a", [(9, 12), (2, 9), (3, 6)])
+    assert odd != mapping.cid("a", [(1, 4), (2, 9), (4, 7)])
+    assert odd != box
+    mapping["a/c/9/2/3"] = b"changed"
+    assert odd != mapping.cid("a", [(9, 12), (2, 9), (3, 6)])
+    everything = mapping.cid("a", [slice(None), slice(None), slice(None)])
+    assert everything == mapping.cid("a", [(0, 16)] * 3) == mapping.cid("a", [(0, 2**40)] * 3)
+    empty = mapping.cid("a", [(20, 30)] * 3)
+    assert empty == mapping.cid("a", [(3, 3), (0, 1), (0, 1)]) != everything
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [slice(0, 1)],
+        [slice(0, 1)] * 4,
+        [slice(-1, None)] * 3,
+        [slice(0, -1)] * 3,
+        [slice(0, 8, 2)] * 3,
+        [(-1, 4)] * 3,
+        [],
+    ],
+)
+def test_boxes_that_make_no_sense_are_refused(box: Any) -> None:
+    mapping = CASMapping(MemoryBlocks())
+    mapping["a/zarr.json"] = b"{}"
+    mapping["a/c/0/0/0"] = b"x"
+    with pytest.raises(InvalidArgumentError):
+        mapping.cid("a", box)
+
+
+# -- links ----------------------------------------------------------------------------------
+
+
+def links(mapping: CASMapping, places: list[tuple[int, ...]]) -> tuple[np.ndarray, ...]:
+    """Return coordinates, CIDs and sizes of small values."""
+    values = [repr(place).encode() for place in places]
+    cids = [cid_of(RAW, BLAKE3, value) for value in values]
+    if not mapping.read_only:
+        mapping.blocks.put_many(zip(cids, values, strict=True))
+    return (
+        np.array(places),
+        np.array([list(cid) for cid in cids], np.uint8),
+        np.array([len(value) for value in values]),
+    )
+
+
+@pytest.mark.parametrize("kind", ["c/", "c.", ".", "/"])
+@pytest.mark.parametrize("below", [None, "a/c", "a/c/0", "a/0", "a/x"])
+def test_many_links_are_as_one_by_one(kind: str, below: str | None) -> None:
+    places = [(x, y) for x in range(0, 60, 2) for y in range(30)]
+    one, two = CASMapping(MemoryBlocks()), CASMapping(MemoryBlocks())
+    for mapping in (one, two):
+        mapping["a/zarr.json"] = b"{}"
+        mapping["a/c/3/3"] = b"before"
+        mapping["a/c/4/4"] = b"before"
+        if below is not None:
+            mapping[f"{below}/zarr.json"] = b"{}"
+    two.set_links("a", *links(two, places), kind=kind)
+    for place in places:
+        prefix = "a/" if len(kind) == 1 else f"a/{kind}"
+        one[prefix + kind[-1].join(map(str, place))] = repr(place).encode()
+    assert two.dirty
+    assert one.flush() == two.flush()
+    assert dict(one.items()) == dict(two.items())
+
+
+def test_links_that_make_no_sense_are_refused() -> None:
+    mapping = filled()
+    root = mapping.flush()
+    places, cids, sizes = links(mapping, [(1, 1), (2, 2)])
+    other = cids.copy()
+    other[0, 1] = 0x51
+    cases: list[tuple[tuple[Any, ...], type[Exception]]] = [
+        (("a", places[0], cids, sizes), InvalidArgumentError),
+        (("a", places * 1.0, cids, sizes), InvalidArgumentError),
+        (("a", places, cids[:1], sizes), InvalidArgumentError),
+        (("a", places, cids.astype(np.int64), sizes), InvalidArgumentError),
+        (("a", places, cids[:, :34], sizes), InvalidArgumentError),
+        (("a", places, other, sizes), InvalidArgumentError),
+        (("a", places, cids, sizes[:1]), InvalidArgumentError),
+        (("a", places, cids, sizes * 1.0), InvalidArgumentError),
+        (("a", places, cids, -sizes), InvalidArgumentError),
+        (("a", places, cids, sizes.astype(np.uint64) << np.uint64(60)), InvalidArgumentError),
+        (("a", places * 0, cids, sizes), InvalidArgumentError),
+        (("a", -places, cids, sizes), LimitError),
+        (("a", places << 32, cids, sizes), LimitError),
+        (("a", np.zeros((2, 33), int), cids, sizes), FormatError),
+        (("nothing", places, cids, sizes), NotFoundError),
+        (("g", places, cids, sizes), NotFoundError),
+    ]
+    for arguments, error in cases:
+        with pytest.raises(error):
+            mapping.set_links(*arguments)
+    with pytest.raises(FormatError, match="no form"):
+        mapping.set_links("a", places, cids, sizes, kind="x")
+    assert not mapping.dirty
+    assert mapping.flush() == root
+    mapping.set_links("a", places[:0], cids[:0], sizes[:0])
+    assert mapping.flush() == root
+
+
+# -- two writers ----------------------------------------------------------------------------
+
+
+def test_disjoint_changes_are_united() -> None:
+    mapping = filled()
+    base = mapping.flush()
+    ours, theirs = CASMapping(mapping.blocks, base), CASMapping(mapping.blocks, base)
+    ours["a/c/1/1"] = b"ours"
+    theirs["a/c/2/2"] = b"theirs"
+    placed = theirs.flush()
+    ours.unite(placed, base=base)
+    assert ours.dirty
+    assert (ours["a/c/1/1"], ours["a/c/2/2"]) == (b"ours", b"theirs")
+    theirs["a/c/1/1"] = b"ours"
+    assert ours.flush() == theirs.flush()
+
+
+def test_overlapping_changes_conflict_and_change_nothing() -> None:
+    mapping = filled()
+    base = mapping.flush()
+    ours, theirs = CASMapping(mapping.blocks, base), CASMapping(mapping.blocks, base)
+    ours["g/k"] = b"ours"
+    theirs["g/k"] = b"theirs"
+    with pytest.raises(ConflictError, match="'k' of 'g'"):
+        ours.unite(theirs.flush(), base=base)
+    assert ours["g/k"] == b"ours"
+    del theirs["g/k"]
+    theirs["g/k"] = b"ours"
+    ours.unite(theirs.flush(), base=base)
+    assert ours.flush() == theirs.flush()
+
+
+def test_two_new_datasets_are_united() -> None:
+    blocks = MemoryBlocks()
+    ours, theirs = CASMapping(blocks), CASMapping(blocks)
+    ours["a"] = b"1"
+    theirs["b"] = b"2"
+    ours.unite(theirs.flush(), base=None)
+    assert dict(ours.items()) == {"a": b"1", "b": b"2"}
+    ours.unite(None, base=None)
+    assert dict(ours.items()) == {"a": b"1", "b": b"2"}
+
+
+def test_datasets_of_other_profiles_are_not_united() -> None:
+    blocks = MemoryBlocks()
+    ours, theirs = CASMapping(blocks), CASMapping(blocks, hash="sha2-256")
+    ours["a"] = b"1"
+    theirs["b"] = b"2"
+    with pytest.raises(ConflictError, match="sha2-256"):
+        ours.unite(theirs.flush(), base=None)
+    newer = Root(Header(needs_to_write=("x",)), Node({"zarr.json": b"{}"}))
+    blocks.put(newer.cid(), newer.to_block())
+    with pytest.raises(ReadOnlyError, match="needs x"):
+        ours.unite(newer.cid(), base=None)
+    assert dict(ours.items()) == {"a": b"1"}
+
+
+# -- threads --------------------------------------------------------------------------------
+
+
+def test_many_threads_set_read_list_and_flush() -> None:
+    mapping = CASMapping(MemoryBlocks())
+    mapping["a/zarr.json"] = b"{}"
+    mapping._settle_at = 100
+    errors: list[BaseException] = []
+    done = threading.Event()
+
+    def write(worker: int) -> None:
+        for n in range(300):
+            key = f"a/c/{worker}/{n}"
+            mapping[key] = b"%d/%d" % (worker, n)
+            assert mapping[key] == b"%d/%d" % (worker, n)
+            if n % 10 == 9:
+                assert mapping.discard(f"a/c/{worker}/{n - 3}")
+                assert f"a/c/{worker}/{n - 3}" not in mapping
+            mapping[f"w{worker}/k"] = b"%d" % n
+
+    def look() -> None:
+        while not done.is_set():
+            try:
+                for key in itertools.islice(mapping.list_keys("a/c/3/"), 50):
+                    mapping.get(key)
+                mapping.prefix_size("a")
+                mapping.flush()
+                mapping.discard_prefix("other/")
+            except BaseException as error:
+                errors.append(error)
+                raise
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    with ThreadPoolExecutor(6) as pool:
+        results = [pool.submit(write, worker) for worker in range(6)]
+    done.set()
+    looker.join()
+    assert not errors
+    for result in results:
+        result.result()
+    expected = CASMapping(MemoryBlocks())
+    expected["a/zarr.json"] = b"{}"
+    for worker in range(6):
+        for n in range(300):
+            if n % 10 != 6:
+                expected[f"a/c/{worker}/{n}"] = b"%d/%d" % (worker, n)
+        expected[f"w{worker}/k"] = b"299"
+    assert mapping.flush() == expected.flush()
+
+
+def test_a_value_that_is_linked_is_told_from_a_document() -> None:
+    mapping = reopened(filled())
+    assert isinstance(mapping.view.find("a/c/1/1"), Value)
+    assert mapping.view.find("zarr.json") == b'{"node_type":"group"}'
