@@ -173,21 +173,18 @@ class _Check:
             return
         self.roots.add(cid)
         batch: list[tuple[str, CidBytes]] = []
-        last = "", cid
-        try:
-            for last in reachable(self.blocks, cid):
-                if last[1] not in self.checked:
-                    batch.append(last)
-                if len(batch) == _BATCH:
-                    self._blocks(batch)
-                    batch = []
-        except CasZarrError as error:  # below the block that came last the walk sees nothing
-            self._blocks(batch)
-            self.complete = False
-            if last[1] not in self.damaged:
-                self._report(last[1], last[0], error)
-            return
+        for place in reachable(self.blocks, cid, on_error=self._unread):
+            if place[1] not in self.checked:
+                batch.append(place)
+            if len(batch) == _BATCH:
+                self._blocks(batch)
+                batch = []
         self._blocks(batch)
+
+    def _unread(self, path: str, cid: CidBytes, error: CasZarrError) -> None:
+        """Report a block of a tree that hides what lies below it."""
+        self._report(cid, path, error)
+        self.complete = False
 
     def hidden(self, name: str, error: CasZarrError) -> None:
         """Report a version that cannot be opened."""

@@ -121,6 +121,27 @@ def test_a_damaged_page_hides_what_lies_below(tmp_path: Path) -> None:
     assert [(damage.path, damage.cid) for damage in report.damaged] == [("a", page)]
 
 
+def test_it_goes_on_behind_a_damaged_page(tmp_path: Path) -> None:
+    path = tmp_path / "repo"
+    session = Repository.prepare(path).session()
+    for array in ("a", "b"):
+        session.prepare().set_value(f"{array}/zarr.json", b"{}")
+        for number in range(200):
+            value = f"chunk {number} of {array}".encode()
+            session.prepare().set_value(f"{array}/c/{number}", value)
+    session.flush()
+    root = session.root
+    assert root is not None
+    blocks = Repository.open(path).blocks
+    pages = {place: cid for place, cid in reachable(blocks, root) if codec_of(cid) == DAG_CBOR}
+    for whole in pages:
+        flip(path, f"chunk 7 of {whole}".encode())
+    flip(path, blocks.get(pages["b"]))
+    report = Repository.open(path).verify()
+    assert not report.complete  # nobody can say what "b" has
+    assert {damage.path for damage in report.damaged} == {"b", "a/c/7"}
+
+
 def test_a_missing_block(path: Path) -> None:
     repository = Repository.open(path)
     repository.blocks.delete(cid_of(RAW, BLAKE3, CHUNKS["a/c/5"]))
