@@ -5,10 +5,10 @@ The file system is synced outside the clock before each turn, so that nobody pay
 that another store left dirty. All files lie in the page cache when they are read: this compares
 the stores, not the disk.
 
-Memory is touched before each clock starts: the first to use a page that the machine has never given
-out pays for it, up to ten times the copy itself in a virtual machine, whichever store that is. Where
-the rounds of one side differ by more than `UNSETTLED`, the verdict on a bar is marked: it says more of
-the machine than of the stores.
+Memory is touched before each clock starts: the first to use a page that the machine has never
+given out pays for it, up to ten times the copy itself in a virtual machine, whichever store that
+is. Where the rounds of one side differ by more than `UNSETTLED`, the verdict on a bar is marked:
+it says more of the machine than of the stores.
 """
 
 from __future__ import annotations
