@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,6 +19,8 @@ from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import CidBytes
 from cas_zarr.mapping import CASMapping
 from cas_zarr.tree import page, shards, table, update
+from cas_zarr.tree.node import Value
+from cas_zarr.tree.view import walk_nodes
 
 Map = dict[str, bytes]
 
@@ -107,6 +111,145 @@ def test_nor_with_many_small_pages_and_shards(final: Map, detour: Map, rng: rand
 @settings(max_examples=60)
 def test_equal_roots_are_equal_maps(one: Map, two: Map) -> None:
     assert (root_of(one) == root_of(two)) == (one == two)
+
+
+# -- which key is what, from the words of the format ----------------------------------------
+
+DOCUMENTS = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
+CHUNK = re.compile(
+    r"(?P<scalar>c)|c(?P<cslash>(/N)+)|c(?P<cdot>(\.N)+)|(?P<dot>N(\.N)*)|(?P<slash>N(/N)+)".replace(
+        "N", "(?:0|[1-9][0-9]*)"
+    )
+)
+FORMS = {"scalar": "c", "cslash": "c/", "cdot": "c.", "dot": ".", "slash": "/"}
+
+
+def place_of(key: str, final: Map) -> tuple[str, str, str]:
+    """Return the node of a key, what kind of thing it is there, and its name."""
+    *folders, name = key.split("/")
+    folder = "/".join(folders)
+    if name in DOCUMENTS:
+        return folder, "document", name
+    for depth in range(len(folders), -1, -1):
+        above = "/".join(folders[:depth])
+        base = f"{above}/" if above else ""
+        if base + "zarr.json" in final or base + ".zarray" in final:
+            match = CHUNK.fullmatch(key[len(base) :])
+            if match is None:
+                break
+            found = re.findall("[0-9]+", key[len(base) :])
+            if len(found) > 32 or any(int(number) >= 2**32 for number in found):
+                break
+            kind = next(kind for kind, text in match.groupdict().items() if text is not None)
+            return above, FORMS[kind] + (str(len(found)) if found else ""), ",".join(found)
+    return folder, "plain", name
+
+
+def places_in(mapping: CASMapping) -> set[tuple[str, str, str]]:
+    """Return the same, as the tree of a mapping has it."""
+    view = mapping.view
+    out = set()
+    for path, node in walk_nodes(view.reader, view.root.node):
+        out.update((path, "document", name) for name in node.docs)
+        for name, entry in shards.iter_entries(view.reader, node):
+            if isinstance(entry, Value):
+                out.add((path, "plain", name))
+        for form in node.trees:
+            tree = view.tree(path, form)
+            assert tree is not None
+            for rows in tree.coordinates():
+                out.update((path, form, ",".join(map(str, row))) for row in rows.tolist())
+    return out
+
+
+owners = st.lists(
+    st.sampled_from(["", "a/", "a/c/", "a/c/1/", "a/0/", "c/", "0/", "0/1/", "b/c/"]), max_size=4
+)
+grids = st.lists(
+    st.tuples(
+        st.sampled_from(["", "a/", "a/c/", "c/", "0/", "b/"]),
+        st.sampled_from(["c/", "c.", ".", "/"]),
+        st.integers(1, 3),
+        st.sampled_from([1, 3, 4]),
+    ),
+    max_size=3,
+)
+
+
+@given(owners, grids, maps, st.randoms(use_true_random=False))
+@settings(max_examples=150)
+def test_every_key_is_where_the_format_says(
+    above: list[str], squares: list[tuple[str, str, int, int]], more: Map, rng: random.Random
+) -> None:
+    final = dict(more)
+    for folder in above:
+        final[folder + rng.choice(["zarr.json", ".zarray"])] = b"{}"
+    for folder, kind, ndim, side in squares:
+        for place in itertools.product(range(side), repeat=ndim):
+            final[f"{folder}{kind if len(kind) == 2 else ''}{kind[-1].join(map(str, place))}"] = (
+                b"x"
+            )
+    expected = {place_of(key, final) for key in final}
+    assert len(expected) == len(final)
+    mapping = CASMapping(MemoryBlocks())
+    mapping.update(final)  # all at once, so in bulk
+    assert places_in(mapping) == expected
+    keys_ = list(final)
+    rng.shuffle(keys_)
+    other = CASMapping(MemoryBlocks())
+    other._settle_at = 1  # one by one
+    for key in keys_:
+        other[key] = final[key]
+        other._settle_at = 1
+    assert places_in(other) == expected
+    assert mapping.flush() == other.flush()
+
+
+OPERATIONS: list[tuple[str, bytes | None]] = [
+    ("a/zarr.json", b"{}"),
+    ("a/zarr.json", None),
+    ("a/c/zarr.json", b"{}"),
+    ("a/c/1/.zarray", b"{}"),
+    ("zarr.json", b"{}"),
+    ("a/c/1/0", b"new"),
+    ("a/c/2/0", None),
+    ("a/", None),  # the whole folder
+    ("a/c/", None),
+    ("a/c/1/", None),
+    ("", None),
+]
+BEFORE: list[Map] = [
+    {f"a/c/{x}/{y}": b"%d" % x for x in range(3) for y in range(3)} | {"a/x": b"1", "a/c/x": b"2"},
+    {f"a/c/{x}/{y}": b"%d" % x for x in range(3) for y in range(3)} | {"a/zarr.json": b"{}"},
+    {f"a/c/{x}/{y}": b"%d" % x for x in range(3) for y in range(3)}
+    | {"zarr.json": b"{}", "a/c/zarr.json": b"{}"},
+]
+
+
+@pytest.mark.parametrize("before", range(len(BEFORE)))
+def test_any_three_changes_in_one_session(before: int) -> None:
+    blocks = MemoryBlocks()
+    first = CASMapping(blocks)
+    first.update(BEFORE[before])
+    root = first.flush()
+    roots: dict[tuple[tuple[str, bytes], ...], CidBytes] = {}
+    for steps in itertools.product(OPERATIONS, repeat=3):
+        mapping, model = CASMapping(blocks, root), dict(BEFORE[before])
+        for key, value in steps:
+            if value is not None:
+                mapping[key] = model[key] = value
+            elif key and key[-1] != "/":
+                assert mapping.discard(key) == (model.pop(key, None) is not None)
+            else:
+                mapping.discard_prefix(key)
+                model = {k: v for k, v in model.items() if not k.startswith(key)}
+        assert mapping.get("a/c/1/0") == model.get("a/c/1/0")
+        assert mapping.get("a/c/2/2") == model.get("a/c/2/2")
+        fingerprint = tuple(sorted(model.items()))
+        if fingerprint not in roots:
+            roots[fingerprint] = root_of(model)
+        assert mapping.flush() == roots[fingerprint], steps
+    assert len(set(roots.values())) == len(roots) > 20
 
 
 CORNERS: dict[str, Map] = {

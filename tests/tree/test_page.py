@@ -173,6 +173,20 @@ def test_random_damage_is_refused_or_canonical(kind: str) -> None:
         decodes_to_itself(bytes(changed))
 
 
+def test_numbers_that_are_not_in_their_shortest_form_are_refused() -> None:
+    block = leaf([0, 3, 260], [5, 70_000, 0]).to_block()
+    longer = {
+        b"\x65codes\x46": b"\x65codes\x58\x06",
+        b"\x65level\x00": b"\x65level\x18\x00",
+        b"\x65links\x83": b"\x65links\x98\x03",
+        b"\x65sizes\x49": b"\x65sizes\x5b" + (9).to_bytes(8, "big"),
+        b"\x67version\x01": b"\x67version\x19\x00\x01",
+    }
+    for short, long in longer.items():
+        assert block.count(short) == 1
+        assert not decodes_to_itself(block.replace(short, long))
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(FormatError):

@@ -342,6 +342,17 @@ def test_a_changed_sharding_cuts_anew(document: bytes | None, cut: list[int], fl
     assert mapping.flush() == sharded().flush()
 
 
+def test_new_attributes_leave_the_shards_unread() -> None:
+    mapping = sharded()
+    mapping = CASMapping(mapping.blocks, mapping.flush())
+    blocks = mapping.blocks
+    assert isinstance(blocks, CountingBlocks)
+    blocks.reads.clear()
+    mapping["a/zarr.json"] = array().replace(b"{", b'{"attributes":{"units":"K"},', 1)
+    mapping.flush()
+    assert not [cid for cid in blocks.reads if cid[1] == RAW]
+
+
 def test_keys_that_are_no_chunks_of_the_array_are_cut_as_any_other() -> None:
     mapping = sharded()
     for key in ("a/c/x", "a/shard", "b/c/0", "c/0"):
