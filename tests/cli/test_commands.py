@@ -360,6 +360,26 @@ def _process(*arguments: object) -> subprocess.CompletedProcess[bytes]:
     )
 
 
+def test_progress_on_a_terminal_only(source: Path, tmp_path: Path) -> None:
+    leader, follower = os.openpty()
+    code = "from cas_zarr.cli.main import main; main()"
+    folder = tmp_path / "repository"
+    for arguments in (("import", source, folder), ("verify", folder)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=follower,
+            check=True,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+        )
+        shown = os.read(leader, 100_000).decode()
+        assert ("weather.zarr" if arguments[0] == "import" else "verify") in shown
+        assert b"\x1b" not in done.stdout
+    os.close(follower)
+    os.close(leader)
+    assert _process("verify", folder).stderr == b""
+
+
 def test_installed_command(repository: Path, tmp_path: Path) -> None:
     whole = _process("ls", repository)
     assert (whole.returncode, whole.stderr) == (0, b"")
