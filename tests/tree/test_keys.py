@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from cas_zarr.errors import FormatError, InvalidKeyError
 from cas_zarr.tree.keys import (
     check_key,
-    chunk_name,
+    chunk_names,
     form_of,
     parse_chunk,
     parse_form,
@@ -112,7 +113,7 @@ def test_the_short_way_agrees_with_the_rule(key: str) -> None:
 )
 def test_names_of_chunks(name: str, kind: str, coordinates: tuple[int, ...]) -> None:
     assert parse_chunk(name) == (kind, coordinates)
-    assert chunk_name(kind, coordinates) == name
+    assert chunk_names(kind, np.array([coordinates]).reshape(1, -1)) == [name]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,8 @@ def test_names_that_only_look_like_chunks(name: str) -> None:
 def test_name_and_form_have_an_inverse(kind: str, coordinates: list[int]) -> None:
     if kind == "/" and len(coordinates) == 1:
         kind = "."  # one number has no separator
-    assert parse_chunk(chunk_name(kind, coordinates)) == (kind, tuple(coordinates))
+    (name,) = chunk_names(kind, np.array([coordinates]))
+    assert parse_chunk(name) == (kind, tuple(coordinates))
     assert parse_form(form_of(kind, len(coordinates))) == (kind, len(coordinates))
 
 

@@ -342,6 +342,16 @@ def test_a_changed_sharding_cuts_anew(document: bytes | None, cut: list[int], fl
     assert mapping.flush() == sharded().flush()
 
 
+def test_a_flush_does_not_read_what_was_cut_right() -> None:
+    mapping = sharded()
+    mapping["k"] = SHARD
+    blocks = mapping.blocks
+    assert isinstance(blocks, CountingBlocks)
+    blocks.reads.clear()
+    mapping.flush()
+    assert blocks.reads == []
+
+
 def test_new_attributes_leave_the_shards_unread() -> None:
     mapping = sharded()
     mapping = CASMapping(mapping.blocks, mapping.flush())
