@@ -41,7 +41,7 @@ from cas_zarr.errors import (
 )
 from cas_zarr.tree.apply import apply, link
 from cas_zarr.tree.changes import ABSENT, CLEAR, Changes, is_document
-from cas_zarr.tree.keys import OWNERS, check_key, parse_chunk, split_key
+from cas_zarr.tree.keys import OWNERS, PLAIN_LENGTH, check_key, is_plain, parse_chunk, split_key
 from cas_zarr.tree.merge import merge
 from cas_zarr.tree.node import EMPTY, Document, Header, Node, Root, Value
 from cas_zarr.tree.shards import TreeReader
@@ -138,7 +138,8 @@ class CASMapping(MutableMapping[str, bytes]):
         """
         if self.read_only:
             raise self._read_only()
-        check_key(key)
+        if type(key) is not str or len(key) >= PLAIN_LENGTH or is_plain(key) is None:
+            check_key(key)
         if type(data) is not bytes:
             data = _bytes_of(data)
         if key[-1] not in _DIGITS and is_document(key):

@@ -13,7 +13,7 @@ from cas_zarr.codecs.shardindex import ShardLayout, parse_layout
 from cas_zarr.errors import InvalidArgumentError, LimitError, NotFoundError
 from cas_zarr.tree.changes import Changes, pack_value, unpack_value
 from cas_zarr.tree.classify import Classifier, NodeEdit, moved_keys
-from cas_zarr.tree.keys import chunk_name, form_of, parse_chunk, parse_form, split_key
+from cas_zarr.tree.keys import chunk_names, form_of, parse_chunk, parse_form, split_key
 from cas_zarr.tree.morton import COORDINATE_BITS, decode
 from cas_zarr.tree.node import DOCUMENT_LIMIT, EMPTY, Document, Node, Root, Value, document_text
 from cas_zarr.tree.page import CID_SIZE
@@ -81,8 +81,8 @@ def link(
         raise LimitError(f"a chunk coordinate is beyond 0 ... 2**{COORDINATE_BITS} - 1")
     if _has_folders(view, path, kind):  # some of the keys may belong to an array below
         base = f"{path}/" if path else ""
-        for row, each in enumerate(places.tolist()):
-            changes.values[base + chunk_name(kind, each)] = packed[row].tobytes()
+        for row, name in enumerate(chunk_names(kind, places)):
+            changes.values[base + name] = packed[row].tobytes()
         if len(changes.values) < n:
             raise InvalidArgumentError("a chunk is given twice; give each coordinate once")
         return application.run()
@@ -208,9 +208,8 @@ class _Application:
                 kind, ndim = parse_form(form)
                 for table in tree.tables():
                     table = table.take(table.cids[:, 1] == DAG_PB)
-                    for row, coordinates in enumerate(decode(table.codes, ndim).tolist()):
-                        name = chunk_name(kind, coordinates)
-                        key = f"{path}/{name}" if path else name
+                    for row, shard in enumerate(chunk_names(kind, decode(table.codes, ndim))):
+                        key = f"{path}/{shard}" if path else shard
                         if key not in values:
                             cid = CidBytes(table.cids[row].tobytes())
                             yield key, was, pack_value(cid, int(table.sizes[row]))

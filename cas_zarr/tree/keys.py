@@ -12,6 +12,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cas_zarr.errors import CasZarrError, FormatError, InvalidKeyError
 from cas_zarr.tree.morton import COORDINATE_BITS, MAX_NDIM
 
@@ -20,10 +23,12 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_KEY_BYTES",
     "OWNERS",
+    "PLAIN_LENGTH",
     "check_key",
     "check_segment",
-    "chunk_name",
+    "chunk_names",
     "form_of",
+    "is_plain",
     "parse_chunk",
     "parse_form",
     "split_key",
@@ -39,9 +44,11 @@ MAX_DEPTH: Final = 64
 _N = r"(?:0|[1-9][0-9]{0,9})"
 _CHUNK = re.compile(rf"c|(c)((?:/{_N})+)|(c)((?:\.{_N})+)|{_N}(?:\.{_N})*|{_N}(?:/{_N})+", re.ASCII)
 _FORM = re.compile(r"c|(c/|c\.|\.|/)([1-9][0-9]?)", re.ASCII)
-# short keys of harmless characters; whatever is not like that is looked at more closely
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*", re.ASCII)
-_plain = _PLAIN.fullmatch
+
+PLAIN_LENGTH: Final = 128
+"""A key shorter than this that `is_plain` matches can be stored; others are looked at closely."""
+is_plain = _PLAIN.fullmatch
 
 
 def check_key(key: str) -> None:
@@ -53,7 +60,7 @@ def check_key(key: str) -> None:
         If it has an empty segment, ".", "..", NUL or a lone surrogate, or is longer than 1 KiB
         or deeper than 64 segments.
     """
-    if isinstance(key, str) and len(key) < 128 and _plain(key):
+    if isinstance(key, str) and len(key) < PLAIN_LENGTH and is_plain(key):
         return
     if not isinstance(key, str):
         raise InvalidKeyError(f"a key is text, not {type(key).__name__}")
@@ -125,10 +132,10 @@ def parse_chunk(name: str) -> tuple[str, tuple[int, ...]] | None:
     return prefix + separator, coordinates
 
 
-def chunk_name(kind: str, coordinates: tuple[int, ...] | list[int]) -> str:
-    """Return the name of a chunk behind its array's folder."""
-    if kind == "c":
-        return "c"
-    separator = kind[-1]
-    name = separator.join(map(str, coordinates))
-    return f"{kind}{name}" if len(kind) == 2 else name
+def chunk_names(kind: str, coordinates: NDArray[np.int64]) -> list[str]:
+    """Return the names of many chunks, whose coordinates have the shape (n, ndim)."""
+    ndim = coordinates.shape[1]
+    if ndim == 0:
+        return ["c"] * len(coordinates)
+    template = (kind if len(kind) == 2 else "") + kind[-1].join(["%d"] * ndim)
+    return [template % row for row in zip(*coordinates.T.tolist(), strict=True)]

@@ -17,7 +17,7 @@ from cas_zarr.errors import ConflictError
 from cas_zarr.tree.apply import apply
 from cas_zarr.tree.changes import Changes, pack_value
 from cas_zarr.tree.diff import ChunkChanges, NodeChange, diff
-from cas_zarr.tree.keys import chunk_name, parse_form
+from cas_zarr.tree.keys import chunk_names, parse_form
 from cas_zarr.tree.node import Node, Root, Value
 from cas_zarr.tree.values import is_file
 from cas_zarr.tree.view import TreeView
@@ -75,8 +75,8 @@ def changes_of(after: TreeView, differences: list[NodeChange]) -> Changes:
         for chunks in change.chunks:
             kind = parse_form(chunks.form)[0]
             removed = chunks.removed.tolist()
-            for row, coordinates in enumerate(chunks.coordinates.tolist()):
-                key = base + chunk_name(kind, coordinates)
+            for row, name in enumerate(chunk_names(kind, chunks.coordinates)):
+                key = base + name
                 value = None
                 if not removed[row]:
                     cid = CidBytes(chunks.after[row].tobytes())

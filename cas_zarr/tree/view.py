@@ -17,7 +17,7 @@ from cas_zarr.tree.keys import (
     DOCUMENTS,
     MAX_DEPTH,
     OWNERS,
-    chunk_name,
+    chunk_names,
     form_of,
     parse_chunk,
     parse_form,
@@ -211,16 +211,11 @@ class TreeView:
         assert tree is not None
         kind, ndim = parse_form(form)
         base = f"{path}/" if path else ""
-        if ndim == 0:
-            if "c".startswith(rest):
-                yield f"{base}c"
-            return
-        for table in _tables_below(tree, kind, ndim, rest):
-            coordinates = decode(table.codes, ndim).tolist()
-            for row in coordinates:
-                name = chunk_name(kind, row)
-                if name.startswith(rest):
-                    yield base + name
+        for table in _tables_below(tree, kind, ndim, rest) if ndim else tree.tables():
+            names = chunk_names(kind, decode(table.codes, ndim))
+            if rest:
+                names = [name for name in names if name.startswith(rest)]
+            yield from [base + name for name in names]
 
     def folder(self, path: str) -> list[str]:
         """Return the names directly below a path, sorted, as of a directory."""

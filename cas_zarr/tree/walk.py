@@ -10,7 +10,7 @@ from cas_zarr.blocks.base import BlockStore
 from cas_zarr.cid import CidBytes, CidLike, as_cid_bytes
 from cas_zarr.errors import CasZarrError, FormatError
 from cas_zarr.tree.chunktree import ChunkTree, TreeRef
-from cas_zarr.tree.keys import MAX_DEPTH, chunk_name, parse_form
+from cas_zarr.tree.keys import MAX_DEPTH, chunk_names, parse_form
 from cas_zarr.tree.morton import decode
 from cas_zarr.tree.node import Node, Root, Value
 from cas_zarr.tree.page import Page
@@ -141,6 +141,5 @@ class _Walk:
         base = f"{path}/" if path else ""
         table = from_page(page, low, tree.bits)
         sizes = table.sizes.tolist()
-        for row, coordinates in enumerate(decode(table.codes, tree.ndim).tolist()):
-            key = base + chunk_name(kind, coordinates)
-            yield from self._value(key, CidBytes(table.cids[row].tobytes()), sizes[row])
+        for row, name in enumerate(chunk_names(kind, decode(table.codes, tree.ndim))):
+            yield from self._value(base + name, CidBytes(table.cids[row].tobytes()), sizes[row])
