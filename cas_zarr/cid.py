@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NewType, TypeAlias
 
-import blake3 as _blake3
+from blake3 import blake3 as _blake3
 
 from cas_zarr.errors import InvalidCIDError
 
@@ -70,7 +70,7 @@ class HashFunction:
 
 
 def _blake3_digest(data: Any) -> bytes:
-    return _blake3.blake3(data).digest()
+    return _blake3(data).digest()
 
 
 def _sha256_digest(data: Any) -> bytes:

@@ -148,7 +148,7 @@ class CASMapping(MutableMapping[str, bytes]):
         size = len(data)
         layout = None
         if size <= LEAF_SIZE:
-            cid = CidBytes(self._raw_prefix + self._digest(data))
+            cid: Any = self._raw_prefix + self._digest(data)
             self.blocks.put(cid, data)
         else:
             layout = self._layout_now(key)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cas_zarr.cid import BLAKE3, DAG_CBOR, CidBytes, HashFunction, cid_of
+from cas_zarr.cid import BLAKE3, DAG_CBOR, CidBytes, HashFunction, cid_of, format_cid
 from cas_zarr.errors import FormatError, InvalidArgumentError
 from cas_zarr.tree.morton import code_bits, decode
 from cas_zarr.tree.page import CID_SIZE, Page, PageReader
@@ -24,6 +24,7 @@ __all__ = [
     "EMBED_LIMIT",
     "ChunkTree",
     "TreeRef",
+    "Value",
     "build",
     "chunk_table",
     "embedded_ref",
@@ -33,6 +34,17 @@ __all__ = [
 
 EMBED_LIMIT: Final = 2048
 """Largest top page, in bytes, that is embedded in its document."""
+
+
+class Value(NamedTuple):
+    """A link to the value of a key, and its size in bytes."""
+
+    cid: CidBytes
+    size: int
+
+    def text(self) -> str:
+        """Return its DAG-JSON."""
+        return f'{{"cid":{{"/":"{format_cid(self.cid)}"}},"size":{self.size}}}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +170,8 @@ class ChunkTree:
         self.ndim = ndim
         self.bits = code_bits(ndim)
         self._top: Page | None = None
-        self._last: tuple[Page, int, int] | None = None  # leaf, lowest code, end of its box
+        # of the leaf that was read last: lowest code, end of its box, what its `lookup` gives
+        self._last: tuple[int, int, dict[int, int], Any, list[int]] | None = None
 
     @property
     def top(self) -> Page:
@@ -177,20 +190,20 @@ class ChunkTree:
             self._top = page
         return self._top
 
-    def find(self, code: int) -> tuple[CidBytes, int] | None:
-        """Return CID and size of the value at a code, or None."""
+    def find(self, code: int) -> Value | None:
+        """Return the value at a code, or None."""
         last = self._last
-        if last is None or not last[1] <= code < last[2]:
+        if last is None or not last[0] <= code < last[1]:
             found = self.descend(code, 0)
             if found is None:
                 return None
-            last = found[0], found[1], found[1] + (1 << self.bits - found[2])
-            self._last = last
-        leaf, low, _ = last
-        row = leaf.row(code - low)
-        if row < 0:
+            leaf, low, prefix = found
+            last = self._last = low, low + (1 << self.bits - prefix), *leaf.lookup()
+        low, _, rows, cids, sizes = last
+        row = rows.get(code - low)
+        if row is None:
             return None
-        return CidBytes(leaf.cids[row].tobytes()), int(leaf.sizes[row])
+        return Value(cids[CID_SIZE * row : CID_SIZE * (row + 1)], sizes[row])
 
     def descend(self, code: int, level: int) -> tuple[Page, int, int] | None:
         """Return the page of `level` whose box holds `code`, its lowest code and prefix length."""

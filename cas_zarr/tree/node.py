@@ -39,7 +39,7 @@ from cas_zarr.cid import (
 )
 from cas_zarr.codecs import dagjson
 from cas_zarr.errors import FormatError, InvalidCIDError
-from cas_zarr.tree.chunktree import EMBED_LIMIT, TreeRef, embedded_ref
+from cas_zarr.tree.chunktree import EMBED_LIMIT, TreeRef, Value, embedded_ref
 from cas_zarr.tree.keys import DOCUMENTS, OWNERS, check_segment, parse_form
 
 __all__ = [
@@ -63,18 +63,6 @@ MAX_DEPTH: Final = 64
 MAX_VALUE: Final = 1 << 63
 MAX_SHARD_LEVEL: Final = 16
 _JSON_DEPTH: Final = 2 * MAX_DEPTH + 16
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """A link to the value of a key, and its size in bytes."""
-
-    cid: CidBytes
-    size: int
-
-    def text(self) -> str:
-        """Return its DAG-JSON."""
-        return f'{{"cid":{{"/":"{format_cid(self.cid)}"}},"size":{self.size}}}'
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,13 +86,13 @@ class Page:
             codes = self._memo["codes"] = self.codes.tolist()
         return bisect_right(codes, code) - 1
 
-    def row(self, code: int) -> int:
-        """Return the row of a relative code, or -1."""
-        rows = self._memo.get("rows")
-        if rows is None:  # made whole before others see it: threads share pages
+    def lookup(self) -> tuple[dict[int, int], Any, list[int]]:
+        """Return rows by relative code, all CIDs in one piece, and sizes: to read single chunks."""
+        found = self._memo.get("lookup")
+        if found is None:  # made whole before others see it: threads share pages
             rows = dict(zip(self.codes.tolist(), range(len(self.codes)), strict=True))
-            self._memo["rows"] = rows
-        return cast("int", rows.get(code, -1))
+            found = self._memo["lookup"] = rows, self.cids.tobytes(), self.sizes.tolist()
+        return cast("tuple[dict[int, int], Any, list[int]]", found)
 
     def cid(self, row: int) -> CidBytes:
         """Return the CID in one row."""

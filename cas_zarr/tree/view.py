@@ -140,8 +140,7 @@ class TreeView:
             known = self._heads.get(head)
             if known is not None:
                 known[1][len(coordinates)] = tree
-        found = tree.find(code_of(coordinates))
-        return None if found is None else Value(*found)
+        return tree.find(code_of(coordinates))
 
     def _find_chunk_fast(self, key: str) -> Value | None:
         """Look a key up in an array whose chunks were read before; None says nothing."""
@@ -168,8 +167,7 @@ class TreeView:
             code = 0
             for bits in spreads:
                 code = code << 1 | bits
-        found = tree.find(code)
-        return None if found is None else Value(*found)
+        return tree.find(code)
 
     # -- many keys --------------------------------------------------------------------------
 
