@@ -289,7 +289,9 @@ def _check_links(links: NDArray[np.uint8], level: int, place: str) -> None:
         return
     codec, code, length = links[:, 6], links[:, 7], links[:, 8]
     known = (code == 0x1E) | (code == 0x12)
-    codecs = (codec == DAG_CBOR) if level else np.isin(codec, (RAW, DAG_PB, DAG_CBOR))
+    codecs = codec == DAG_CBOR
+    if not level:  # np.isin costs ten times as much on so few
+        codecs |= (codec == RAW) | (codec == DAG_PB)
     if not (
         (links[:, :6] == _LINK_HEAD).all() and known.all() and codecs.all() and (length == 32).all()
     ):
