@@ -107,7 +107,7 @@ class CASMapping(MutableMapping[str, bytes]):
 
     def get_value(
         self, key: str, start: int = 0, stop: int | None = None
-    ) -> bytes | NDArray[np.uint8] | None:
+    ) -> bytes | memoryview | None:
         """Return the value of a key, or a range of its bytes, verified; None if there is none.
 
         Parameters
@@ -118,7 +118,7 @@ class CASMapping(MutableMapping[str, bytes]):
 
         Returns
         -------
-        bytes or array of uint8 or None
+        bytes or memoryview or None
         """
         found = self._find(key)
         if found is None:

@@ -280,3 +280,12 @@ def test_a_value_that_is_linked_is_told_from_a_document() -> None:
     mapping = reopened(filled())
     assert isinstance(mapping.view.find("a/c/1/1"), Value)
     assert mapping.view.find("zarr.json") == b'{"node_type":"group"}'
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 15, 1 << 16, (1 << 20) + 1])
+def test_a_value_is_as_true_as_it_is_long(size: int) -> None:
+    mapping = CASMapping(MemoryBlocks())
+    mapping["key"] = bytes(size)
+    value = mapping.get_value("key")
+    assert bool(value) == (size > 0)
+    assert value == bytes(size)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cas_zarr.blocks.base import MAX_BLOCK_SIZE, BlockStore
 from cas_zarr.cid import DAG_PB, RAW, BytesLike, CidBytes, HashFunction, cid_of, format_cid
@@ -72,7 +71,7 @@ def write_value(
 
 def read_value(
     reader: TreeReader, cid: CidBytes, size: int, start: int = 0, stop: int | None = None
-) -> bytes | NDArray[np.uint8]:
+) -> bytes | memoryview:
     """Return bytes `start` to `stop` of a value, verified.
 
     Parameters
@@ -95,8 +94,8 @@ def read_value(
     stop = size if stop is None else min(stop, size)
     if not is_file(cid):
         if _ALONE <= size <= LEAF_SIZE and start <= 0 and stop == size:
-            whole = np.empty(size, np.uint8)
-            reader.blocks.read_into(cid, memoryview(whole))
+            whole = memoryview(np.empty(size, np.uint8))  # memory that nobody clears first
+            reader.blocks.read_into(cid, whole)
             return whole
         data = reader.blocks.get(cid)
         if len(data) != size:
@@ -107,8 +106,7 @@ def read_value(
     if start >= stop:
         return b""
     pieces = list(_pieces(reader, cid, size, start, stop))
-    out = np.empty(stop - start, np.uint8)
-    view = memoryview(out)
+    view = memoryview(np.empty(stop - start, np.uint8))
 
     def read(piece: _Piece) -> None:
         begin, end = max(piece.offset, start), min(piece.offset + piece.size, stop)
@@ -124,7 +122,7 @@ def read_value(
             target[:] = data[begin - piece.offset : end - piece.offset]
 
     map_ordered(read, pieces)
-    return out
+    return view
 
 
 @dataclass(frozen=True, slots=True)
