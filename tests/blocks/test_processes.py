@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from cas_zarr.blocks.local import LocalBlocks
-from cas_zarr.cid import CidBytes
+from cas_zarr.cid import BLAKE3, RAW, CidBytes, cid_of
 from cas_zarr.testing.blocks import sample_blocks
 
 _context = multiprocessing.get_context("forkserver")
@@ -61,4 +61,9 @@ def test_eight_processes_writing_and_merging_at_once_lose_nothing(tmp_path: Path
         assert not list(folder.glob("*.part"))
         assert sorted(store.list()) == sorted(everything)
         assert all(store.get(cid) == data for cid, data in everything.items())
+        # a flush leaves merging to a process that is at it: the next quiet one catches up
+        last = cid_of(RAW, BLAKE3, b"last")
+        store.put(last, b"last")
+        store.flush()
         assert store.stats().packs < 20
+        assert sorted(store.list()) == sorted([*everything, last])
