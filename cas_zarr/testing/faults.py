@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from cas_zarr.blocks import disk
 
-__all__ = ["DEATHS", "EXIT_CODE", "DiskFault"]
+__all__ = ["CALLS", "DEATHS", "EXIT_CODE", "DiskFault"]
 
 EXIT_CODE = 77
 """Exit code of a process that was made to die."""
@@ -22,7 +22,7 @@ EXIT_CODE = 77
 DEATHS = ("before", "half", "after", "power")
 """Ways to die: before the call, after half a write, after the call, or as if the power failed."""
 
-_CALLS = (
+CALLS = (
     "create",
     "fsync",
     "fsync_folder",
@@ -34,6 +34,7 @@ _CALLS = (
     "truncate",
     "unlink",
 )
+"""Names in `cas_zarr.blocks.disk` of all calls that change the disk."""
 
 
 class DiskFault:
@@ -67,7 +68,7 @@ class DiskFault:
         self._renames: list[tuple[str, str]] = []  # not made durable yet
 
     def __enter__(self) -> Self:
-        for name in _CALLS:
+        for name in CALLS:
             self._real[name] = getattr(disk, name)
             setattr(disk, name, self._counted(name))
         return self

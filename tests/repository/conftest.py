@@ -11,19 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from cas_zarr.blocks import disk
-
-WRITES = (
-    "create",
-    "fsync",
-    "fsync_folder",
-    "link",
-    "make_folder",
-    "pwrite",
-    "pwritev",
-    "rename",
-    "truncate",
-    "unlink",
-)
+from cas_zarr.testing.faults import CALLS
 
 
 @pytest.fixture
@@ -61,7 +49,7 @@ def strike(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
     def arm(at: int, blow: Callable[[], object]) -> list[str]:
         calls: list[str] = []
-        for name in WRITES:
+        for name in CALLS:
             real = getattr(disk, name)
 
             def call(
