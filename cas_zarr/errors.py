@@ -24,6 +24,9 @@ Messages say what, which, where, and the remedy, in lower case, with CIDs in ful
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 __all__ = [
     "BlockNotFoundError",
     "CasZarrError",
@@ -100,7 +103,22 @@ class WriteOnceError(CasZarrError):
 
 
 class ConflictError(CasZarrError):
-    """Another writer changed the same thing first."""
+    """Another writer changed the same thing first.
+
+    Parameters
+    ----------
+    message : str
+    conflicts : sequence
+        What was changed twice, as `cas_zarr.tree.merge.Conflict`; empty where nobody looked.
+
+    Attributes
+    ----------
+    conflicts : tuple
+    """
+
+    def __init__(self, message: str, conflicts: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.conflicts = tuple(conflicts)
 
 
 class StorageError(CasZarrError, OSError):
