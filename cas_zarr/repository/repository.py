@@ -5,20 +5,16 @@ from __future__ import annotations
 import heapq
 import os
 import threading
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
-from urllib.parse import unquote, urlsplit
 
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.local import LocalBlocks
-from cas_zarr.blocks.memory import MemoryBlocks
-from cas_zarr.cid import BLAKE3, CidBytes, CidLike, HashFunction, hash_by_name
+from cas_zarr.cid import BLAKE3, CidBytes, CidLike, HashFunction
 from cas_zarr.errors import (
     InvalidArgumentError,
-    InvalidCIDError,
     ReadOnlyError,
     RepositoryNotFoundError,
 )
@@ -26,27 +22,20 @@ from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.commit import Commit
 from cas_zarr.repository.folder import FolderRefs, is_repository, make_folder, read_marker
 from cas_zarr.repository.names import check_name
+from cas_zarr.repository.opening import (
+    MEMORY,
+    SharedMemory,
+    hash_named,
+    in_memory,
+    path_of,
+    same_hash,
+)
 from cas_zarr.repository.refs import Branch, MemoryRefs, Refs, Tag
 from cas_zarr.repository.session import Session
 from cas_zarr.repository.verify import Progress, VerifyReport, verify
 from cas_zarr.repository.versions import Resolved, not_found, read_commit, resolve
 
 __all__ = ["LogEntry", "Repository"]
-
-MEMORY = "memory://"
-
-
-class _Memory:
-    """What the repositories of one name in memory share; it goes with the last of them."""
-
-    def __init__(self, function: HashFunction) -> None:
-        self.function = function
-        self.refs = MemoryRefs()
-        self.blocks = MemoryBlocks()
-
-
-_in_memory: weakref.WeakValueDictionary[str, _Memory] = weakref.WeakValueDictionary()
-_memory_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +81,7 @@ class Repository:
         self._blocks = blocks
         self._lock = threading.Lock()
         self._asked: HashFunction | None = None
-        self._memory: _Memory | None = None
+        self._memory: SharedMemory | None = None
 
     def __repr__(self) -> str:
         return f"Repository({self.location!r})"
@@ -152,13 +141,13 @@ class Repository:
         author: str = "",
     ) -> Self:
         """Open a repository that is made by the first write, where there is none yet."""
-        function = None if hash is None else _hash(hash)
+        function = None if hash is None else hash_named(hash)
         text = os.fspath(location)
         if not isinstance(text, str):
             raise InvalidArgumentError(f"{location!r} is no path or address of a repository")
         if text.startswith(MEMORY):
             return cls._prepare_memory(text, function, read_only, author)
-        path = _path(text)
+        path = path_of(text)
         refs = FolderRefs(path, read_only=read_only)
         if not is_repository(path):
             repository = cls(
@@ -166,7 +155,7 @@ class Repository:
             )
             repository._asked = function
             return repository
-        found = _same_hash(str(path), function, read_marker(path))
+        found = same_hash(str(path), function, read_marker(path))
         blocks = LocalBlocks(path / "packs", read_only=read_only)
         return cls(str(path), refs, blocks, found, read_only=read_only, author=author)
 
@@ -179,17 +168,12 @@ class Repository:
     def _prepare_memory(
         cls, location: str, function: HashFunction | None, read_only: bool, author: str
     ) -> Self:
-        if location == MEMORY:
-            location += os.urandom(8).hex()
-        with _memory_lock:
-            held = _in_memory.get(location)
-            if held is None:
-                held = _in_memory[location] = _Memory(function or BLAKE3)
+        location, held = in_memory(location, function or BLAKE3)
         repository = cls(
             location,
             MemoryRefs(held.refs, read_only=read_only),
             held.blocks,
-            _same_hash(location, function, held.function),
+            same_hash(location, function, held.function),
             read_only=read_only,
             author=author,
         )
@@ -236,7 +220,7 @@ class Repository:
             self._check_writable()
             path = Path(self.location)
             found = make_folder(path, self._function)
-            self._function = _same_hash(self.location, self._asked, found)
+            self._function = same_hash(self.location, self._asked, found)
             self._blocks = LocalBlocks(path / "packs", create=True)
 
     def close(self) -> None:
@@ -386,34 +370,3 @@ class Repository:
     def _check_writable(self) -> None:
         if self.read_only:
             raise ReadOnlyError(f"{self.location} is open for reading only")
-
-
-def _hash(name: str) -> HashFunction:
-    try:
-        return hash_by_name(name)
-    except InvalidCIDError as error:
-        raise InvalidArgumentError(str(error)) from None
-
-
-def _same_hash(location: str, asked: HashFunction | None, found: HashFunction) -> HashFunction:
-    if asked is not None and asked is not found:
-        raise InvalidArgumentError(
-            f"{location} uses {found.name}, not {asked.name}; leave the hash out, or make another "
-            "repository"
-        )
-    return found
-
-
-def _path(text: str) -> Path:
-    if text.startswith("file://"):
-        parts = urlsplit(text)
-        if parts.netloc not in ("", "localhost"):
-            raise InvalidArgumentError(f"{text!r} is on another machine; give a local path")
-        text = unquote(parts.path)
-    elif "://" in text:
-        raise InvalidArgumentError(
-            f"{text!r} cannot be opened: a repository is a folder, or memory:// in this process"
-        )
-    if not text or "\0" in text:
-        raise InvalidArgumentError(f"{text!r} is no path of a repository")
-    return Path(os.path.abspath(text))
