@@ -19,7 +19,8 @@ from cas_zarr.cid import CidBytes, CidLike, as_cid_bytes, format_cid, to_cid
 from cas_zarr.consolidated import Consolidation, is_composed
 from cas_zarr.errors import CasZarrError, InvalidArgumentError, ReadOnlyError
 from cas_zarr.mapping import CASMapping
-from cas_zarr.repository.repository import MEMORY, Repository
+from cas_zarr.repository.opening import MEMORY
+from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.session import Session, View
 from cas_zarr.repository.versions import root_of
 
