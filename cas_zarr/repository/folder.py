@@ -6,6 +6,9 @@
     cas-zarr.lock     held while a ref moves or the folder is made; it is never removed
     packs/            the blocks
     refs/heads/…  refs/tags/…  refs/conflicts/…
+    refs/log          what each move of a ref replaced; lines are added under the lock
+    refs/gc           the record of the collection of garbage
+    refs/shallow      the commits at which the history was cut
 
 The kernel frees the lock when its holder dies. A file is replaced by writing another one, which
 is synced and renamed, so a reader never sees half of one.
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,7 +30,18 @@ from cas_zarr.errors import (
     InvalidCIDError,
     RepositoryNotFoundError,
 )
-from cas_zarr.repository.refs import MAX_REF_BYTES, Refs, name_clash
+from cas_zarr.repository.records import MAX_REF_BYTES
+from cas_zarr.repository.reflog import MAX_LINE, is_torn
+from cas_zarr.repository.refs import (
+    GC,
+    LOG,
+    UNGUARDED,
+    Refs,
+    Unguarded,
+    collected_meanwhile,
+    limit_of,
+    name_clash,
+)
 
 __all__ = ["FolderRefs", "is_repository", "make_folder", "read_marker"]
 
@@ -143,21 +157,48 @@ class FolderRefs(Refs):
         return str(self._path)
 
     def _load(self, path: str) -> bytes | None:
-        return _read_file(self._folder / path)
+        return _read_file(self._folder / path, limit_of(path))
 
-    def _swap(self, path: str, old: bytes | None, new: bytes | None) -> bool:
+    def _swap(
+        self,
+        path: str,
+        old: bytes | None,
+        new: bytes | None,
+        *,
+        line: bytes | None = None,
+        guard: bytes | Unguarded | None = UNGUARDED,
+    ) -> bool:
         file = self._folder / path
         with _locked(self._path):
-            if _read_file(file) != old:
+            if self._load(path) != old:
                 return False
-            if new is None:
-                if old is not None:
-                    self._remove(file)
-                return True
-            if old is None:
+            if guard is not UNGUARDED and self._load(GC) != guard:
+                raise collected_meanwhile(self.location)
+            if old is None and new is not None:
                 self._make_room(path)
-            _replace(file, new)
+            if line is not None:
+                _append(self._folder / LOG, line)
+            if new is not None:
+                _replace(file, new)
+            elif old is not None:
+                self._remove(file)
             return True
+
+    def _read_log(self) -> bytes:
+        file = self._folder / LOG
+        try:
+            return file.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise disk.failure(error, "read it", str(file)) from error
+
+    def _rewrite_log(self, change: Callable[[bytes], tuple[bytes, int]]) -> int:
+        with _locked(self._path):
+            data, count = change(self._read_log())
+            if count:
+                _replace(self._folder / LOG, data)
+            return count
 
     def _paths(self, folder: str) -> Iterator[str]:
         top = self._folder / folder
@@ -244,14 +285,48 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _read_file(file: Path) -> bytes | None:
+def _read_file(file: Path, limit: int = MAX_REF_BYTES) -> bytes | None:
     try:
         with open(file, "rb") as stream:
-            return stream.read(MAX_REF_BYTES + 1)
+            return stream.read(limit + 1)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
     except OSError as error:
         raise disk.failure(error, "read it", str(file)) from error
+
+
+def _append(file: Path, line: bytes) -> None:
+    """Add a line to the log, durably; what a writer that died has left of one is cut off."""
+    path = str(file)
+    created = False
+    try:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            descriptor = disk.create(path)
+            created = True
+        try:
+            end = os.fstat(descriptor).st_size
+            start = max(0, end - MAX_LINE)
+            tail = os.pread(descriptor, end - start, start).rpartition(b"\n")[2]
+            if tail and is_torn(tail):
+                end -= len(tail)
+                disk.truncate(descriptor, end)
+            elif tail:  # a whole line, or what is no line of ours at all: it is damage, and stays
+                line = b"\n" + line
+            try:
+                disk.pwrite(descriptor, line, end)
+                disk.fsync(descriptor)
+            except OSError:
+                with suppress(OSError):  # the ref will not move
+                    os.ftruncate(descriptor, end)
+                raise
+        finally:
+            os.close(descriptor)
+        if created:
+            disk.fsync_folder(str(file.parent))
+    except OSError as error:
+        raise disk.failure(error, "write it", path) from error
 
 
 def _replace(file: Path, data: bytes) -> None:

@@ -2,87 +2,69 @@
 
 A branch is one record of a commit and a working root, a tag is a commit, a kept root is what a
 writer could not place. All three live under names and move by compare-and-swap only, so that two
-writers never overwrite each other.
+writers never overwrite each other; a log tells what each move replaced.
+
+Beside them are the record of the collection of garbage, which guards moves, and the commits at
+which the history was cut.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Set
+from enum import Enum
+from typing import Literal, TypeVar
 
-from cas_zarr.cid import DAG_CBOR, DAG_JSON, CidBytes, Link, codec_of, format_cid
+from cas_zarr.cid import DAG_CBOR, CidBytes, Link, format_cid
 from cas_zarr.codecs import dagjson
 from cas_zarr.errors import (
     ConflictError,
     FormatError,
     InvalidArgumentError,
-    InvalidCIDError,
     InvalidKeyError,
+    LimitError,
     ReadOnlyError,
 )
 from cas_zarr.repository.names import check_name
+from cas_zarr.repository.records import MAX_REF_BYTES, Branch, Tag, link_of
+from cas_zarr.repository.reflog import RefMove, mended, read_lines, without
 
-__all__ = ["Branch", "MemoryRefs", "Refs", "Tag"]
+__all__ = [
+    "UNGUARDED",
+    "Branch",
+    "GuardError",
+    "MemoryRefs",
+    "RefMove",
+    "Refs",
+    "Tag",
+    "Unguarded",
+    "collected_meanwhile",
+    "limit_of",
+    "name_clash",
+]
 
-REF_VERSION = 1
-MAX_REF_BYTES = 4096
+MAX_SHALLOW_BYTES = 16 << 20
+SHALLOW_TYPE = "cas-zarr/shallow"
+SHALLOW_VERSION = 1
 
-
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """Where a branch stands.
-
-    Attributes
-    ----------
-    commit : CidBytes or None
-        The newest commit; None before the first.
-    work : CidBytes or None
-        The root that writers of the branch share; None where it is the commit's root.
-    """
-
-    commit: CidBytes | None = None
-    work: CidBytes | None = None
-
-    def to_block(self) -> bytes:
-        """Return the record as canonical DAG-JSON."""
-        return dagjson.encode(
-            {
-                "type": "cas-zarr/branch",
-                "version": REF_VERSION,
-                "commit": None if self.commit is None else Link(self.commit),
-                "work": None if self.work is None else Link(self.work),
-            }
-        )
-
-    @classmethod
-    def from_block(cls, data: bytes) -> Self:
-        """Read a record; FormatError if it is none."""
-        value = _record(data, "cas-zarr/branch", {"commit", "work"})
-        return cls(_link(value["commit"], DAG_CBOR), _link(value["work"], DAG_JSON))
+# Paths that no ref has: those of refs begin with heads/, tags/ or conflicts/.
+LOG, GC, SHALLOW = "log", "gc", "shallow"
 
 
-@dataclass(frozen=True, slots=True)
-class Tag:
-    """A fixed name of a commit."""
+class Unguarded(Enum):
+    """That a ref is moved whatever collections there are."""
 
-    commit: CidBytes
+    UNGUARDED = "unguarded"
 
-    def to_block(self) -> bytes:
-        """Return the record as canonical DAG-JSON."""
-        return dagjson.encode(
-            {"type": "cas-zarr/tag", "version": REF_VERSION, "commit": Link(self.commit)}
-        )
 
-    @classmethod
-    def from_block(cls, data: bytes) -> Self:
-        """Read a record; FormatError if it is none."""
-        commit = _link(_record(data, "cas-zarr/tag", {"commit"})["commit"], DAG_CBOR)
-        if commit is None:
-            raise FormatError("a tag has no commit")
-        return cls(commit)
+UNGUARDED = Unguarded.UNGUARDED
+"""For moves after which a ref leads to nothing that no ref led to before."""
+
+
+class GuardError(ConflictError):
+    """A collection of garbage began or ended since a writer looked; look anew, and repeat."""
 
 
 _Record = TypeVar("_Record", Branch, Tag)
@@ -105,15 +87,38 @@ class Refs(ABC):
 
     @abstractmethod
     def _load(self, path: str) -> bytes | None:
-        """Return the bytes at `path`, or None."""
+        """Return the bytes at `path`, or None; of more than `limit_of` just the beginning."""
 
     @abstractmethod
-    def _swap(self, path: str, old: bytes | None, new: bytes | None) -> bool:
-        """Replace `old` by `new` at `path` durably; False if `old` is not what is there."""
+    def _swap(
+        self,
+        path: str,
+        old: bytes | None,
+        new: bytes | None,
+        *,
+        line: bytes | None = None,
+        guard: bytes | Unguarded | None = UNGUARDED,
+    ) -> bool:
+        """Replace `old` by `new` at `path` durably; False if `old` is not what is there.
+
+        Under the same lock: `GuardError` if `guard` is not what stands at the path ``gc``, and
+        then `line` goes to the end of the log, durably, before anything moves.
+        """
 
     @abstractmethod
     def _paths(self, folder: str) -> Iterator[str]:
         """Yield the paths below `folder`, relative to it, in no order."""
+
+    @abstractmethod
+    def _read_log(self) -> bytes:
+        """Return the log."""
+
+    @abstractmethod
+    def _rewrite_log(self, change: Callable[[bytes], tuple[bytes, int]]) -> int:
+        """Replace the log by what `change` makes of it, under the lock, and durably.
+
+        The number that `change` gives beside is returned; where it is 0, nothing is written.
+        """
 
     @property
     @abstractmethod
@@ -136,7 +141,15 @@ class Refs(ABC):
         """Return the names of all branches, sorted."""
         return sorted(self._paths("heads"))
 
-    def update(self, name: str, *, expected: Branch | None, new: Branch | None) -> None:
+    def update(
+        self,
+        name: str,
+        *,
+        expected: Branch | None,
+        new: Branch | None,
+        why: str = "",
+        guard: bytes | Unguarded | None = UNGUARDED,
+    ) -> None:
         """Move a branch from one record to another.
 
         Parameters
@@ -147,15 +160,40 @@ class Refs(ABC):
             What it is now; None means that it must not exist.
         new : Branch or None
             What it becomes; None deletes it.
+        why : str
+            The reason, for the log; of it the first line, up to 1 KiB. A move that leaves the
+            commit as it is, as flushes make them, is logged only if it has a reason.
+        guard : bytes or None
+            The record of collections that the writer knows, as `cas_zarr.repository.guard.Guard`
+            has it after it has secured what `new` leads to. By default it is not looked at.
 
         Raises
         ------
         ConflictError
             If it is not what was expected; nothing is changed.
+        GuardError
+            If the record of collections is another by now; nothing is changed.
         InvalidKeyError
             If the name cannot be stored.
         """
-        self._move(f"heads/{check_name(name)}", "branch", name, expected, new)
+        path = f"heads/{check_name(name)}"
+        logged = bool(why) or expected is None or new is None or expected.commit != new.commit
+        self._move(path, expected, new, why=why, guard=guard, logged=logged)
+
+    def overwrite_damaged(
+        self, name: str, new: Branch, *, why: str, guard: bytes | Unguarded | None = UNGUARDED
+    ) -> None:
+        """Give a branch whose record is damaged a new one; ConflictError if it is not damaged."""
+        path = f"heads/{check_name(name)}"
+        data = self._load(path)
+        if data is None or _is_record(data):
+            raise ConflictError(f"branch {name!r} in {self.location} is not damaged by now")
+        self._check_writable()
+        line = RefMove(path, None, new, _now(), why).to_line()
+        if not self._swap(path, data, new.to_block(), line=line, guard=guard):
+            raise ConflictError(
+                f"branch {name!r} in {self.location} is another by now; read it again and repeat"
+            )
 
     # -- tags -------------------------------------------------------------------------------
 
@@ -167,17 +205,53 @@ class Refs(ABC):
         """Return the names of all tags, sorted."""
         return sorted(self._paths("tags"))
 
-    def create_tag(self, name: str, tag: Tag) -> None:
-        """Give a commit a fixed name; ConflictError if the name is taken."""
-        self._move(f"tags/{check_name(name)}", "tag", name, None, tag)
+    def create_tag(
+        self,
+        name: str,
+        tag: Tag,
+        *,
+        why: str = "",
+        guard: bytes | Unguarded | None = UNGUARDED,
+    ) -> None:
+        """Give a commit a fixed name; ConflictError if the name is taken.
 
-    def delete_tag(self, name: str, *, expected: Tag) -> None:
+        `why` and `guard` are as in `update`, here and below.
+        """
+        self._move(f"tags/{check_name(name)}", None, tag, why=why, guard=guard)
+
+    def move_tag(
+        self,
+        name: str,
+        *,
+        expected: Tag,
+        new: Tag,
+        why: str = "",
+        guard: bytes | Unguarded | None = UNGUARDED,
+    ) -> None:
+        """Give another commit the name of a tag; ConflictError if it is not what was expected."""
+        self._move(f"tags/{check_name(name)}", expected, new, why=why, guard=guard)
+
+    def delete_tag(
+        self,
+        name: str,
+        *,
+        expected: Tag,
+        why: str = "",
+        guard: bytes | Unguarded | None = UNGUARDED,
+    ) -> None:
         """Take a tag away; ConflictError if it is not what was expected."""
-        self._move(f"tags/{check_name(name)}", "tag", name, expected, None)
+        self._move(f"tags/{check_name(name)}", expected, None, why=why, guard=guard)
 
     # -- roots that could not be placed -------------------------------------------------------
 
-    def keep(self, branch: str, record: Branch) -> str:
+    def keep(
+        self,
+        branch: str,
+        record: Branch,
+        *,
+        why: str = "",
+        guard: bytes | Unguarded | None = UNGUARDED,
+    ) -> str:
         """Keep a working root that could not be placed on `branch`; return its name.
 
         The name, ``conflicts/<branch>/<end of the cid>``, can be opened as a version.
@@ -185,10 +259,10 @@ class Refs(ABC):
         if record.work is None:
             raise InvalidArgumentError("there is no working root to keep")
         name = f"conflicts/{check_name(branch)}/{format_cid(record.work)[-16:]}"
-        if self.read_only:
-            raise ReadOnlyError(f"{self.location} is open for reading only")
+        self._check_writable()
         data = record.to_block()
-        while not self._swap(name, old := self._load(name), data):
+        line = RefMove(name, None, record, _now(), why).to_line()
+        while not self._swap(name, old := self._load(name), data, line=line, guard=guard):
             if old == data:
                 break
         return name
@@ -203,12 +277,116 @@ class Refs(ABC):
         """Return the names of all kept roots, sorted."""
         return sorted(f"conflicts/{path}" for path in self._paths("conflicts"))
 
-    def forget(self, name: str) -> None:
-        """Let a kept root go. It is no error if it is gone."""
-        if self.read_only:
-            raise ReadOnlyError(f"{self.location} is open for reading only")
-        if name.startswith("conflicts/") and (old := self._load(check_name(name))) is not None:
-            self._swap(name, old, None)
+    def forget(self, name: str, *, why: str = "") -> None:
+        """Let a kept root go; the log still has it. It is no error if it is gone."""
+        self._check_writable()
+        if not name.startswith("conflicts/") or (old := self._load(check_name(name))) is None:
+            return
+        try:
+            record: Branch | None = Branch.from_block(old)
+        except FormatError:
+            record = None
+        self._swap(name, old, None, line=RefMove(name, record, None, _now(), why).to_line())
+
+    # -- the log ------------------------------------------------------------------------------
+
+    def log(
+        self, name: str | None = None, *, damaged: Literal["raise", "skip"] = "raise"
+    ) -> list[RefMove]:
+        """Return the moves of refs, oldest first.
+
+        A move is logged before it is made: the last one of a ref may not have come to be.
+
+        Parameters
+        ----------
+        name : str, optional
+            Only those of the branch and of the tag of this name, or of this kept root.
+        damaged : "raise" or "skip"
+            What to do where a line of the log is damaged.
+
+        Raises
+        ------
+        FormatError
+            If a line is damaged; it names all of them.
+        """
+        lines = list(read_lines(self._read_log()))
+        if damaged == "raise" and (reasons := self._damage(lines)):
+            raise FormatError(
+                f"{'; '.join(reasons[:20])}. The other lines can still be read "
+                '(damaged="skip"), and mending the log drops these'
+            )
+        paths = {f"heads/{name}", f"tags/{name}", name}
+        return [
+            move
+            for _, _, found in lines
+            for move in found
+            if isinstance(move, RefMove) and (name is None or move.ref in paths)
+        ]
+
+    def log_damage(self) -> list[str]:
+        """Return what is wrong with the log, a damaged line each."""
+        return self._damage(read_lines(self._read_log()))
+
+    def trim_log(self, before: int) -> int:
+        """Drop the moves before a time, in microseconds since 1970-01-01 UTC; return how many."""
+        self._check_writable()
+        return self._rewrite_log(lambda data: without(data, before))
+
+    def mend_log(self) -> int:
+        """Drop the lines of the log that are damaged; return how many."""
+        self._check_writable()
+        return self._rewrite_log(mended)
+
+    def _damage(self, lines: Iterable[tuple[int, bytes, list[RefMove | FormatError]]]) -> list[str]:
+        return [
+            f"line {number} of the log of refs in {self.location} is damaged: {one}"
+            for number, _, found in lines
+            for one in found
+            if isinstance(one, FormatError)
+        ]
+
+    # -- the collection of garbage --------------------------------------------------------------
+
+    def gc_record(self) -> bytes | None:
+        """Return what `swap_gc` has put there."""
+        return self._load(GC)
+
+    def swap_gc(self, old: bytes | None, new: bytes | None) -> bool:
+        """Replace the record of collections, of at most 4096 bytes; False if it is not `old`."""
+        self._check_writable()
+        if new is not None and len(new) > MAX_REF_BYTES:
+            raise LimitError(f"a record of collections of {len(new)} bytes is over {MAX_REF_BYTES}")
+        return self._swap(GC, old, new)
+
+    # -- where the history was cut --------------------------------------------------------------
+
+    def shallow(self) -> frozenset[CidBytes]:
+        """Return the commits whose parents were cut off on purpose.
+
+        Raises
+        ------
+        FormatError
+            If the record is damaged.
+        """
+        data = self._load(SHALLOW)
+        if data is None:
+            return frozenset()
+        try:
+            return _shallow_from(data)
+        except FormatError as error:
+            raise FormatError(
+                f"the record of cut histories in {self.location} is damaged: {error}; restore "
+                f"its file, refs/{SHALLOW}, or remove it where the whole history is there"
+            ) from None
+
+    def set_shallow(self, expected: Set[CidBytes], new: Set[CidBytes]) -> None:
+        """Replace the commits whose parents are cut off; ConflictError if not `expected`."""
+        self._check_writable()
+        if not self._swap(SHALLOW, _shallow_to(expected), _shallow_to(new)):
+            raise ConflictError(
+                f"the history in {self.location} was cut elsewhere meanwhile; read where, and "
+                "repeat"
+            )
 
     # ---------------------------------------------------------------------------------------
 
@@ -224,29 +402,36 @@ class Refs(ABC):
                 "root that you know, or restore its file"
             ) from None
 
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise ReadOnlyError(f"{self.location} is open for reading only")
+
     def _move(
         self,
         path: str,
-        kind: str,
-        name: str,
         expected: Branch | Tag | None,
         new: Branch | Tag | None,
+        *,
+        why: str,
+        guard: bytes | Unguarded | None,
+        logged: bool = True,
     ) -> None:
-        if self.read_only:
-            raise ReadOnlyError(f"{self.location} is open for reading only")
+        self._check_writable()
         old = None if expected is None else expected.to_block()
-        if self._swap(path, old, None if new is None else new.to_block()):
+        data = None if new is None else new.to_block()
+        move = RefMove(path, expected, new, _now(), why)
+        if self._swap(path, old, data, line=move.to_line() if logged else None, guard=guard):
             return
         now = self._load(path)
         if expected is None:
             raise ConflictError(
-                f"{kind} {name!r} exists already in {self.location}; choose another name, or "
-                "move it from what it is now"
+                f"{move.kind} {move.name!r} exists already in {self.location}; choose another "
+                "name, or move it from what it is now"
             )
         state = "gone" if now is None else "another by now"
         raise ConflictError(
-            f"{kind} {name!r} in {self.location} is {state}: another writer was here first; "
-            "read it again and repeat"
+            f"{move.kind} {move.name!r} in {self.location} is {state}: another writer was here "
+            "first; read it again and repeat"
         )
 
 
@@ -263,6 +448,7 @@ class MemoryRefs(Refs):
 
     def __init__(self, of: MemoryRefs | None = None, *, read_only: bool = False) -> None:
         self._refs: dict[str, bytes] = {} if of is None else of._refs
+        self._log: bytearray = bytearray() if of is None else of._log
         self._lock: threading.Lock = threading.Lock() if of is None else of._lock
         self.read_only = read_only
 
@@ -275,23 +461,50 @@ class MemoryRefs(Refs):
     def _load(self, path: str) -> bytes | None:
         return self._refs.get(path)
 
-    def _swap(self, path: str, old: bytes | None, new: bytes | None) -> bool:
+    def _swap(
+        self,
+        path: str,
+        old: bytes | None,
+        new: bytes | None,
+        *,
+        line: bytes | None = None,
+        guard: bytes | Unguarded | None = UNGUARDED,
+    ) -> bool:
         with self._lock:
             if self._refs.get(path) != old:
                 return False
-            if new is None:
-                self._refs.pop(path, None)
-                return True
-            if old is None:
+            if guard is not UNGUARDED and self._refs.get(GC) != guard:
+                raise collected_meanwhile(self.location)
+            if old is None and new is not None:
                 for other in self._refs:
                     if other.startswith(path + "/") or path.startswith(other + "/"):
                         raise name_clash(path, other)
-            self._refs[path] = new
+            self._log += line or b""
+            if new is None:
+                self._refs.pop(path, None)
+            else:
+                self._refs[path] = new
             return True
 
     def _paths(self, folder: str) -> Iterator[str]:
         prefix = folder + "/"
         return iter([path[len(prefix) :] for path in list(self._refs) if path.startswith(prefix)])
+
+    def _read_log(self) -> bytes:
+        with self._lock:
+            return bytes(self._log)
+
+    def _rewrite_log(self, change: Callable[[bytes], tuple[bytes, int]]) -> int:
+        with self._lock:
+            data, count = change(bytes(self._log))
+            if count:
+                self._log[:] = data
+            return count
+
+
+def limit_of(path: str) -> int:
+    """Return how many bytes the record at a path can have."""
+    return MAX_SHALLOW_BYTES if path == SHALLOW else MAX_REF_BYTES
 
 
 def name_clash(path: str, other: str) -> InvalidKeyError:
@@ -302,29 +515,56 @@ def name_clash(path: str, other: str) -> InvalidKeyError:
     )
 
 
-def _record(data: bytes, kind: str, fields: set[str]) -> dict[str, Any]:
-    if len(data) > MAX_REF_BYTES:
-        raise FormatError(f"it has more than {MAX_REF_BYTES} bytes")
-    value = dagjson.decode(data)
-    if not isinstance(value, dict) or value.get("type") != kind:
-        raise FormatError(f"it is no {kind} record")
-    version = value.get("version")
-    if version != REF_VERSION or isinstance(version, bool):
-        raise FormatError(f"it has format version {version!r} and {REF_VERSION} is known here")
-    if set(value) != fields | {"type", "version"}:
-        raise FormatError("it has missing or unknown fields")
-    return value
+def collected_meanwhile(location: str) -> GuardError:
+    """Return the error for a move whose guard is not the record of collections any more."""
+    return GuardError(
+        f"a collection of garbage in {location} went on while a ref was to be moved; secure what "
+        "it is to lead to, and repeat"
+    )
 
 
-def _link(value: object, codec: int) -> CidBytes | None:
-    if value is None:
-        return None
-    if not isinstance(value, Link):
-        raise FormatError("it holds something else than a link")
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
+def _is_record(data: bytes) -> bool:
     try:
-        found = codec_of(value.cid)
-    except InvalidCIDError as error:
-        raise FormatError(str(error)) from None
-    if found != codec:
-        raise FormatError(f"it links {format_cid(value.cid)}, which is of another codec")
-    return value.cid
+        Branch.from_block(data)
+    except FormatError:
+        return False
+    return True
+
+
+def _shallow_to(commits: Set[CidBytes]) -> bytes | None:
+    if not commits:
+        return None
+    data = dagjson.encode(
+        {
+            "type": SHALLOW_TYPE,
+            "version": SHALLOW_VERSION,
+            "commits": [Link(cid) for cid in sorted(commits)],
+        }
+    )
+    if len(data) > MAX_SHALLOW_BYTES:
+        raise LimitError(
+            f"a history cut at {len(commits)} commits is more than can be recorded; cut it "
+            "further up"
+        )
+    return data
+
+
+def _shallow_from(data: bytes) -> frozenset[CidBytes]:
+    if len(data) > MAX_SHALLOW_BYTES:
+        raise FormatError(f"it has more than {MAX_SHALLOW_BYTES} bytes")
+    value = dagjson.decode(data)
+    if not isinstance(value, dict) or set(value) != {"type", "version", "commits"}:
+        raise FormatError("it has missing or unknown fields")
+    version = value["version"]
+    if value["type"] != SHALLOW_TYPE or version != SHALLOW_VERSION or isinstance(version, bool):
+        raise FormatError(f"it is of version {version!r} and {SHALLOW_VERSION} is known here")
+    found = value["commits"]
+    commits = [link_of(one, DAG_CBOR) for one in found] if isinstance(found, list) else []
+    cids = [cid for cid in commits if cid is not None]
+    if not cids or len(cids) != len(commits) or cids != sorted(set(cids)):
+        raise FormatError("it holds no sorted list of commits")
+    return frozenset(cids)
