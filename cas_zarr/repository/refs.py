@@ -49,7 +49,9 @@ MAX_SHALLOW_BYTES = 16 << 20
 SHALLOW_TYPE = "cas-zarr/shallow"
 SHALLOW_VERSION = 1
 
-# Paths that no ref has: those of refs begin with heads/, tags/ or conflicts/.
+MAX_REMOTE_BYTES = 1 << 20
+
+# Paths that no ref has: those of refs begin with heads/, tags/, conflicts/ or tracking/.
 LOG, GC, SHALLOW = "log", "gc", "shallow"
 
 
@@ -358,6 +360,54 @@ class Refs(ABC):
             raise LimitError(f"a record of collections of {len(new)} bytes is over {MAX_REF_BYTES}")
         return self._swap(GC, old, new)
 
+    # -- other repositories -----------------------------------------------------------------------
+
+    def tracked(self, name: str) -> Tag | None:
+        """Return the commit that a branch of another repository had when it was fetched last.
+
+        `name` is that of the remote, a slash, and that of the branch there: ``origin/main``.
+        """
+        return self._read(Tag, f"tracking/{check_name(name)}")
+
+    def all_tracked(self) -> list[str]:
+        """Return the names of all branches that were fetched from elsewhere, sorted."""
+        return sorted(self._paths("tracking"))
+
+    def track(
+        self,
+        name: str,
+        *,
+        expected: Tag | None,
+        new: Tag | None,
+        guard: bytes | Unguarded | None = UNGUARDED,
+    ) -> None:
+        """Note where a branch of another repository is; ConflictError if not `expected`.
+
+        It is not logged: what it says can be fetched again.
+        """
+        self._check_writable()
+        old, data = (None if tag is None else tag.to_block() for tag in (expected, new))
+        if not self._swap(f"tracking/{check_name(name)}", old, data, guard=guard):
+            raise ConflictError(
+                f"what {self.location} knows of {name!r} is another by now: it was fetched "
+                "elsewhere meanwhile; fetch again"
+            )
+
+    def remote(self, name: str) -> bytes | None:
+        """Return the record of a remote, as `cas_zarr.repository.remotes` makes it, or None."""
+        return self._load(f"remotes/{check_name(name)}")
+
+    def remotes(self) -> list[str]:
+        """Return the names of all remotes, sorted."""
+        return sorted(self._paths("remotes"))
+
+    def swap_remote(self, name: str, old: bytes | None, new: bytes | None) -> bool:
+        """Replace the record of a remote, of at most 1 MiB; False if it is not `old`."""
+        self._check_writable()
+        if new is not None and len(new) > MAX_REMOTE_BYTES:
+            raise LimitError(f"a record of a remote of {len(new)} bytes is over {MAX_REMOTE_BYTES}")
+        return self._swap(f"remotes/{check_name(name)}", old, new)
+
     # -- where the history was cut --------------------------------------------------------------
 
     def shallow(self) -> frozenset[CidBytes]:
@@ -504,6 +554,8 @@ class MemoryRefs(Refs):
 
 def limit_of(path: str) -> int:
     """Return how many bytes the record at a path can have."""
+    if path.startswith("remotes/"):
+        return MAX_REMOTE_BYTES
     return MAX_SHALLOW_BYTES if path == SHALLOW else MAX_REF_BYTES
 
 

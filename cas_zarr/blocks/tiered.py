@@ -1,0 +1,242 @@
+"""Blocks in one place, and behind it other places that have what is not there yet.
+
+What was fetched from a place behind is verified, kept in the local one and so fetched once. All
+changes are made to the local one alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import TypeAlias, TypeVar
+
+from cas_zarr.blocks.base import BlockStore
+from cas_zarr.blocks.memory import MemoryBlocks
+from cas_zarr.cid import BytesLike, CidBytes, CidLike, as_cid_bytes, format_cid
+from cas_zarr.errors import (
+    BlockNotFoundError,
+    CorruptBlockError,
+    FormatError,
+    NotFoundError,
+    StorageError,
+)
+
+__all__ = ["Behind", "TieredBlocks"]
+
+Behind: TypeAlias = "BlockStore | Callable[[], BlockStore]"
+"""A place behind the local one, or a function that opens it when it is needed first."""
+
+_T = TypeVar("_T")
+
+_FLUSH_AT = 64 << 20  # bytes that were fetched and are not durable yet
+
+_asking = threading.local()
+
+
+class TieredBlocks(BlockStore):
+    """Blocks in a local place, and in others that are asked for what it lacks.
+
+    Parameters
+    ----------
+    local : BlockStore
+        Is read first, and holds what is put and what was fetched. Where it is read-only, what was
+        fetched is not kept.
+    behind : sequence of BlockStore or callable
+        Are asked in their order. One that cannot be reached is asked again the next time.
+
+    Attributes
+    ----------
+    local : BlockStore
+        What is really here: `list`, `delete` and `flush` speak of it alone.
+    """
+
+    def __init__(self, local: BlockStore, behind: Sequence[Behind]) -> None:
+        self.local = local
+        self.read_only = local.read_only
+        self._behind = tuple(behind)
+        self._opened: dict[int, BlockStore] = {}
+        self._lock = threading.Lock()
+        self._unflushed = 0
+        self._identity = id(local) if isinstance(local, MemoryBlocks) else local.location
+
+    @property
+    def location(self) -> str:
+        return self.local.location
+
+    def __repr__(self) -> str:
+        return f"TieredBlocks({self.local!r}, {len(self._behind)} behind)"
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def _read(self, cid: CidBytes) -> BytesLike | None:
+        try:
+            data = self.local._read(cid)
+        except CorruptBlockError:
+            fetched = self._fetch(cid)
+            if fetched is None:
+                raise
+            return fetched
+        return self._fetch(cid) if data is None else data
+
+    def _read_into(self, cid: CidBytes, out: memoryview) -> bool:
+        with suppress(CorruptBlockError):
+            if self.local._read_into(cid, out):
+                return True
+        return super()._read_into(cid, out)
+
+    def _read_other_copy(self, cid: CidBytes) -> bytes | None:
+        data = self.local._read_other_copy(cid)
+        return self._fetch(cid) if data is None else data
+
+    def get_many(self, cids: Sequence[CidLike]) -> Sequence[bytes]:
+        """Return the bytes of many blocks, in order, each verified.
+
+        What is not here is fetched in one go from each place behind that has it.
+        """
+        keys = [as_cid_bytes(cid) for cid in cids]
+        held = self.local.has_many(keys)
+        missing = [key for key, here in zip(keys, held, strict=True) if not here]
+        fetched: dict[CidBytes, bytes] = {}
+
+        def fetch(place: BlockStore) -> bool | None:
+            wanted = [key for key in missing if key not in fetched]
+            there = [key for key, has in zip(wanted, place.has_many(wanted), strict=True) if has]
+            with suppress(CorruptBlockError):  # one of them: below they are read one by one
+                fetched.update(zip(there, place.get_many(there), strict=True))
+            return len(fetched) == len(missing) or None
+
+        if missing:
+            missing = list(dict.fromkeys(missing))
+            self._ask(fetch, missing[0])
+            self._keep(fetched.items())
+        try:
+            here = iter(self.local.get_many([key for key in keys if key not in fetched]))
+            return [fetched[key] if key in fetched else next(here) for key in keys]
+        except (BlockNotFoundError, CorruptBlockError):
+            return [self.get(key) for key in keys]
+
+    def _has(self, cid: CidBytes) -> bool:
+        return self.local.has(cid) or bool(self._ask(lambda place: place.has(cid) or None, cid))
+
+    def has_many(self, cids: Sequence[CidLike]) -> Sequence[bool]:
+        """Tell for each of many blocks whether it is held here or behind."""
+        keys = [as_cid_bytes(cid) for cid in cids]
+        flags = list(self.local.has_many(keys))
+
+        def look(place: BlockStore) -> bool | None:
+            rows = [row for row, held in enumerate(flags) if not held]
+            for row, held in zip(rows, place.has_many([keys[row] for row in rows]), strict=True):
+                flags[row] = held
+            return all(flags) or None
+
+        if not all(flags):
+            self._ask(look, keys[flags.index(False)])
+        return flags
+
+    def _size(self, cid: CidBytes) -> int | None:
+        with suppress(CorruptBlockError):
+            size = self.local._size(cid)
+            if size is not None:
+                return size
+        return self._ask(lambda place: place.size(cid), cid)
+
+    def list(self) -> Iterator[CidBytes]:
+        """Yield the CID of every block that is held here."""
+        return self.local.list()
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def _write(self, cid: CidBytes, data: BytesLike) -> None:
+        self.local.put(cid, data)
+
+    def _delete(self, cid: CidBytes) -> None:
+        self.local.delete(cid)
+
+    def flush(self) -> None:
+        """Make every block that was put or fetched durable."""
+        self._unflushed = 0
+        self.local.flush()
+
+    def close(self) -> None:
+        """Keep what was fetched, and release files and memory of all places."""
+        try:
+            if self._unflushed:
+                with suppress(StorageError):  # it can be fetched again
+                    self.flush()
+        finally:
+            self.local.close()
+            with self._lock:
+                opened, self._opened = self._opened, {}
+            for place in opened.values():
+                place.close()
+
+    # -- the places behind ------------------------------------------------------------------
+
+    def _fetch(self, cid: CidBytes) -> bytes | None:
+        """Return a block from behind, verified, and keep it; None if no place has it."""
+        data = self._ask(lambda place: place.get(cid), cid)
+        if data is not None:
+            self._keep([(cid, data)])
+        return data
+
+    def _keep(self, blocks: Iterable[tuple[CidBytes, bytes]]) -> None:
+        if self.read_only:
+            return
+        # The disk may be full: what was read is right all the same.
+        with suppress(StorageError):
+            for cid, data in blocks:
+                self.local.put(cid, data)
+                self._unflushed += len(data)
+            if self._unflushed >= _FLUSH_AT:
+                self.flush()
+
+    def _ask(self, question: Callable[[BlockStore], _T | None], cid: CidBytes) -> _T | None:
+        """Return the first answer of a place behind that is one; None where none has an answer.
+
+        Raises
+        ------
+        BlockNotFoundError
+            If a place that might have had it could not be asked.
+        CorruptBlockError
+            If all that was found is damaged.
+        """
+        active: set[str | int] = _asking.__dict__.setdefault("active", set())
+        if self._identity in active:  # two places that lie behind each other
+            return None
+        active.add(self._identity)
+        damaged: CorruptBlockError | None = None
+        silent: list[str] = []
+        try:
+            for row in range(len(self._behind)):
+                try:
+                    answer = question(self._open(row))
+                except BlockNotFoundError:
+                    continue
+                except CorruptBlockError as error:
+                    damaged = error
+                except (NotFoundError, FormatError, StorageError) as error:
+                    silent.append(str(error))
+                else:
+                    if answer is not None:
+                        return answer
+        finally:
+            active.discard(self._identity)
+        if damaged is not None:
+            raise damaged
+        if silent:
+            raise BlockNotFoundError(
+                f"block {format_cid(cid)} is not in {self.location}, and the place behind it that "
+                f"should have it cannot be asked: {'; '.join(silent)}; make that place reachable "
+                "again, or fetch the block from another one"
+            )
+        return None
+
+    def _open(self, row: int) -> BlockStore:
+        with self._lock:
+            place = self._opened.get(row)
+            if place is None:
+                behind = self._behind[row]
+                place = behind if isinstance(behind, BlockStore) else behind()
+                self._opened[row] = place
+            return place
