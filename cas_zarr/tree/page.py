@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, cast
 
@@ -230,11 +231,26 @@ class PageReader:
         if page is None:
             page = Page.from_block(self.blocks.get(cid), f"page {format_cid(cid)}")
             self.remember(cid, page)
-        if level is not None and page.level != level:
+        return page if level is None else self._of_level(cid, page, level)
+
+    @staticmethod
+    def _of_level(cid: CidBytes, page: Page, level: int) -> Page:
+        if page.level != level:
             raise FormatError(
                 f"page {format_cid(cid)} has level {page.level} where its parent needs {level}"
             )
         return page
+
+    def pages(self, cids: Sequence[CidBytes], level: int) -> list[Page]:
+        """Return many pages of one level; those that are not remembered are read together."""
+        held = {cid: page for cid in cids if (page := self._pages.get(cid)) is not None}
+        missing = [cid for cid in dict.fromkeys(cids) if cid not in held]
+        if len(missing) > 1:
+            for cid, data in zip(missing, self.blocks.get_many(missing), strict=True):
+                held[cid] = Page.from_block(data, f"page {format_cid(cid)}")
+                self.remember(cid, held[cid])
+        found = (held[cid] if cid in held else self.page(cid) for cid in cids)
+        return [self._of_level(*pair, level) for pair in zip(cids, found, strict=True)]
 
     def remember(self, cid: CidBytes, page: Page) -> None:
         """Keep a page that was just made, so that it need not be read again."""

@@ -1,4 +1,4 @@
-"""Walking all blocks that a root links to."""
+"""Walking all blocks that a root links to, or those that an earlier root does not link."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeAlias
 
+import numpy as np
+
 from cas_zarr.blocks.base import BlockStore
-from cas_zarr.cid import CidBytes, CidLike, as_cid_bytes
+from cas_zarr.cid import DAG_PB, CidBytes, CidLike, as_cid_bytes
 from cas_zarr.errors import CasZarrError, FormatError
 from cas_zarr.tree.chunktree import ChunkTree, TreeRef
+from cas_zarr.tree.descent import CHUNKS, descend, matches
 from cas_zarr.tree.keys import MAX_DEPTH, chunk_names, parse_form
 from cas_zarr.tree.morton import decode
-from cas_zarr.tree.node import Node, Root, Value
-from cas_zarr.tree.page import Page
-from cas_zarr.tree.shards import TreeReader
-from cas_zarr.tree.table import from_page
-from cas_zarr.tree.values import file_blocks
+from cas_zarr.tree.node import Node, Root, ShardRef, Value
+from cas_zarr.tree.shards import TreeReader, get_child, get_key
+from cas_zarr.tree.table import Table
+from cas_zarr.tree.values import file_blocks, is_file
 
 __all__ = ["OnError", "reachable"]
 
@@ -25,7 +27,13 @@ OnError: TypeAlias = Callable[[str, CidBytes, CasZarrError], None]
 
 
 def reachable(
-    blocks: BlockStore, root: CidLike, *, values: bool = True, on_error: OnError | None = None
+    blocks: BlockStore,
+    root: CidLike,
+    *,
+    values: bool = True,
+    since: CidLike | None = None,
+    since_blocks: BlockStore | None = None,
+    on_error: OnError | None = None,
 ) -> Iterator[tuple[str, CidBytes]]:
     """Yield every block that a root leads to, with the path or key that it is for.
 
@@ -39,45 +47,58 @@ def reachable(
         A root document.
     values : bool
         Whether to yield the blocks of values too, not only the tree's.
+    since : CID, optional
+        Another root, all of whose blocks are had already. What it has at the same place is neither
+        yielded nor opened, so that the walk costs what changed. Together with what `since` leads
+        to, what is yielded is all that `root` leads to.
+    since_blocks : BlockStore, optional
+        Where `since` and its blocks are read; without it in `blocks`. A block below it that cannot
+        be read is taken for one that it does not have.
     on_error : callable, optional
         Called with path, CID and error for a block of the tree that cannot be read; the walk goes
         on with what does not lie below it. Without it the error is raised.
     """
-    return _Walk(TreeReader(blocks), values, on_error).run(as_cid_bytes(root))
+    walk = _Walk(TreeReader(blocks), values, on_error)
+    cid = as_cid_bytes(root)
+    if since is None:
+        return walk.run(cid, None)
+    old = as_cid_bytes(since)
+    if since_blocks is not None and since_blocks is not blocks:
+        walk.since = TreeReader(since_blocks)
+    return walk.run(cid, old) if old != cid else iter(())
 
 
 class _Walk:
     def __init__(self, reader: TreeReader, values: bool, on_error: OnError | None) -> None:
         self.reader = reader
+        self.since = reader
         self.values = values
         self.on_error = on_error
         self.seen: set[CidBytes] = set()
         self.opened: set[CidBytes] = set()  # pages: a value may have the CID of one
 
-    def run(self, cid: CidBytes) -> Iterator[tuple[str, CidBytes]]:
+    def run(self, cid: CidBytes, since: CidBytes | None) -> Iterator[tuple[str, CidBytes]]:
+        old = None if since is None else Root.from_block(self.since.blocks.get(since)).node
         yield from self._once("", cid)
-        pending: list[tuple[str, Node]] = []
+        pending: list[tuple[str, Node, Node | None]] = []
         with self._guard("", cid):
-            pending.append(("", Root.from_block(self.reader.blocks.get(cid)).node))
+            pending.append(("", Root.from_block(self.reader.blocks.get(cid)).node, old))
         while pending:
-            path, node = pending.pop()
+            path, node, old = pending.pop()
             if path.count("/") > MAX_DEPTH:
                 raise FormatError(f"nodes are nested deeper than {MAX_DEPTH} levels")
+            if old is not None and old.text() == node.text():
+                continue
             base = f"{path}/" if path else ""
             for name, document in node.docs.items():
                 if isinstance(document, Value):
-                    yield from self._value(base + name, document.cid, document.size)
-            yield from self._entries(base, node.keys, node.nodes, pending)
-            refs = list(node.shards)
-            while refs:
-                ref = refs.pop()
-                yield from self._once(path, ref.cid)
-                with self._guard(path, ref.cid):
-                    shard = self.reader.shard(ref)
-                    refs.extend(shard.shards)
-                    yield from self._entries(base, shard.keys, shard.nodes, pending)
+                    other = None if old is None else old.docs.get(name)
+                    was = other if isinstance(other, Value) else None
+                    yield from self._value(base + name, document, was)
+            yield from self._entries(base, node.keys, node.nodes, old, pending)
+            yield from self._shards(path, node, old, pending)
             for form, tree in node.trees.items():
-                yield from self._tree(path, form, tree)
+                yield from self._tree(path, form, tree, old.trees.get(form) if old else None)
 
     @contextmanager
     def _guard(self, path: str, cid: CidBytes) -> Iterator[None]:
@@ -93,24 +114,101 @@ class _Walk:
             self.seen.add(cid)
             yield place, cid
 
+    # -- folders ----------------------------------------------------------------------------
+
     def _entries(
         self,
         base: str,
         keys: Mapping[str, Value],
         nodes: Mapping[str, Node],
-        pending: list[tuple[str, Node]],
+        old: Node | None,
+        pending: list[tuple[str, Node, Node | None]],
     ) -> Iterator[tuple[str, CidBytes]]:
-        pending.extend((base + name, node) for name, node in nodes.items())
+        for name, node in nodes.items():
+            child = None
+            if old is not None:
+                try:
+                    child = get_child(self.since, old, name)
+                except CasZarrError:  # what cannot be read is not had
+                    child = None
+            pending.append((base + name, node, child))
+        if not self.values:
+            return
         for name, value in keys.items():
-            yield from self._value(base + name, value.cid, value.size)
+            was = None
+            if old is not None:
+                try:
+                    was = get_key(self.since, old, name)
+                except CasZarrError:
+                    was = None
+            yield from self._value(base + name, value, was)
 
-    def _value(self, key: str, cid: CidBytes, size: int) -> Iterator[tuple[str, CidBytes]]:
-        if self.values and cid not in self.seen:
-            with self._guard(key, cid):
-                for block in file_blocks(self.reader, cid, size):
+    def _shards(
+        self,
+        path: str,
+        node: Node,
+        old: Node | None,
+        pending: list[tuple[str, Node, Node | None]],
+    ) -> Iterator[tuple[str, CidBytes]]:
+        base = f"{path}/" if path else ""
+        refs, known = list(node.shards), list(old.shards) if old is not None else []
+        while refs:
+            while known and known[0].level > refs[0].level:
+                known = self._below(known, set())
+            shared = set(known)
+            inner: list[ShardRef] = []
+            for ref in refs:
+                if ref in shared:
+                    continue
+                yield from self._once(path, ref.cid)
+                with self._guard(path, ref.cid):
+                    shard = self.reader.shard(ref)
+                    inner.extend(shard.shards)
+                    yield from self._entries(base, shard.keys, shard.nodes, old, pending)
+            if known and known[0].level == refs[0].level:
+                known = self._below(known, set(refs))
+            refs = inner
+
+    def _below(self, refs: list[ShardRef], without: set[ShardRef]) -> list[ShardRef]:
+        """Return what the shards of `since` list, but for those that are not opened."""
+        out: list[ShardRef] = []
+        for ref in refs:
+            if ref.level and ref not in without:
+                try:
+                    out.extend(self.since.shard(ref).shards)
+                except CasZarrError:  # what cannot be read is not had
+                    continue
+        return out
+
+    # -- values and chunks ------------------------------------------------------------------
+
+    def _value(
+        self, key: str, value: Value, old: Value | None = None
+    ) -> Iterator[tuple[str, CidBytes]]:
+        cid, size = value
+        if not self.values or cid in self.seen or (old is not None and old.cid == cid):
+            return
+        if not is_file(cid):
+            self.seen.add(cid)
+            yield key, cid
+            return
+        had = self._file_blocks(old) if old is not None and is_file(old.cid) else frozenset()
+        with self._guard(key, cid):
+            for block in file_blocks(self.reader, cid, size):
+                if block not in had:
                     yield from self._once(key, block)
 
-    def _tree(self, path: str, form: str, ref: TreeRef) -> Iterator[tuple[str, CidBytes]]:
+    def _file_blocks(self, old: Value) -> frozenset[CidBytes]:
+        try:
+            return frozenset(file_blocks(self.since, old.cid, old.size))
+        except CasZarrError:  # what cannot be read is not had
+            return frozenset()
+
+    def _tree(
+        self, path: str, form: str, ref: TreeRef, old: TreeRef | None
+    ) -> Iterator[tuple[str, CidBytes]]:
+        if old is not None and old.cid == ref.cid:
+            return
         kind, ndim = parse_form(form)
         tree = ChunkTree(self.reader, ref, ndim)
         if ref.embedded is None:
@@ -118,28 +216,50 @@ class _Walk:
                 return
             self.opened.add(ref.cid)
             yield from self._once(path, ref.cid)
-        pending: list[tuple[Page, int]] = []
-        with self._guard(path, ref.cid):
-            pending.append((tree.top, 0))
-        while pending:
-            page, low = pending.pop()
-            if page.prefixes is None:
+
+        def unread(cid: CidBytes, error: CasZarrError) -> None:
+            if self.on_error is None:
+                raise error
+            self.on_error(path, cid, error)
+
+        steps = descend(
+            tree,
+            None if old is None else ChunkTree(self.since, old, ndim),
+            only_a=True,
+            fresh=self._fresh,
+            on_error=(unread, _not_had),
+        )
+        for level, rows, others in steps:
+            if level == CHUNKS:
                 if self.values:
-                    yield from self._chunks(path, kind, tree, page, low)
+                    yield from self._chunks(path, kind, ndim, rows, others)
                 continue
-            for row in range(len(page)):
-                child = page.cid(row)
-                if child not in self.opened:
-                    self.opened.add(child)
-                    yield from self._once(path, child)
-                    with self._guard(path, child):
-                        pending.append(tree.child(page, low, row)[:2])
+            for cid in rows.cids:
+                yield from self._once(path, CidBytes(cid.tobytes()))
+
+    def _fresh(self, rows: Table) -> Table:
+        """Return the pages that were not opened yet: some trees hold one many times."""
+        keep = np.ones(len(rows), bool)
+        for row, cid in enumerate(rows.cids):
+            page = CidBytes(cid.tobytes())
+            keep[row] = page not in self.opened
+            self.opened.add(page)
+        return rows.take(keep)
 
     def _chunks(
-        self, path: str, kind: str, tree: ChunkTree, page: Page, low: int
+        self, path: str, kind: str, ndim: int, rows: Table, others: Table
     ) -> Iterator[tuple[str, CidBytes]]:
         base = f"{path}/" if path else ""
-        table = from_page(page, low, tree.bits)
-        sizes = table.sizes.tolist()
-        for row, name in enumerate(chunk_names(kind, decode(table.codes, tree.ndim))):
-            yield from self._value(base + name, CidBytes(table.cids[row].tobytes()), sizes[row])
+        sizes = rows.sizes.tolist()
+        before: dict[int, Value] = {}
+        if (rows.cids[:, 1] == DAG_PB).any():
+            for row, old in zip(*matches(rows.codes, others.codes), strict=True):
+                cid = CidBytes(others.cids[old].tobytes())
+                before[int(row)] = Value(cid, int(others.sizes[old]))
+        for row, name in enumerate(chunk_names(kind, decode(rows.codes, ndim))):
+            value = Value(CidBytes(rows.cids[row].tobytes()), sizes[row])
+            yield from self._value(base + name, value, before.get(row))
+
+
+def _not_had(cid: CidBytes, error: CasZarrError) -> None:
+    """Take a page of `since` that cannot be read for one that it does not have."""

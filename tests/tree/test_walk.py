@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import numpy as np
 import pytest
-from building import CountingBlocks, leaf
+from building import CountingBlocks, fake_cids, leaf
 
 from cas_zarr.blocks.memory import MemoryBlocks
-from cas_zarr.cid import BLAKE3, DAG_CBOR, RAW, CidBytes, cid_of
+from cas_zarr.cid import BLAKE3, DAG_CBOR, DAG_JSON, DAG_PB, RAW, CidBytes, cid_of, codec_of
 from cas_zarr.errors import BlockNotFoundError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.tree import shards
@@ -126,3 +127,137 @@ def test_a_page_that_is_also_a_value_is_walked_through() -> None:
     root = mapping.flush()
     found = {cid for _, cid in reachable(blocks, root)}
     assert {cid_of(RAW, BLAKE3, b"%d,%d" % (x, x)) for x in range(40)} <= found
+
+
+# -- what another root does not have ----------------------------------------------------------
+
+
+def grown(blocks: CountingBlocks) -> tuple[CASMapping, CidBytes]:
+    """Return an array of a million chunks, none of whose values is stored, among other things."""
+    mapping = CASMapping(blocks)
+    mapping["zarr.json"] = b"{}"
+    mapping["a/zarr.json"] = b"{}"
+    mapping["b/zarr.json"] = b"{}"
+    for n in range(50):
+        mapping[f"many/n{n}"] = b"%d" % n
+    side = np.arange(100)
+    grid = np.stack(np.meshgrid(side, side, side, indexing="ij"), axis=-1).reshape(-1, 3)
+    mapping.set_links("a", grid, fake_cids(len(grid)), np.ones(len(grid), np.int64))
+    return mapping, mapping.flush()
+
+
+def test_with_an_earlier_root_a_walk_costs_what_changed() -> None:
+    blocks = CountingBlocks()
+    mapping, before = grown(blocks)
+    mapping["a/c/50/60/70"] = b"changed"
+    after = mapping.flush()
+    blocks.reads.clear()
+    found = list(reachable(blocks, after, since=before))
+    assert len(blocks.reads) <= 8
+    pages = [cid for _, cid in found if cid[1] == DAG_CBOR]
+    assert found[0] == ("", after)
+    assert ("a/c/50/60/70", cid_of(RAW, BLAKE3, b"changed")) in found
+    assert len(found) == 2 + len(pages)
+    assert len(pages) == 2  # an inner page and a leaf; the top stands in the root
+    assert list(reachable(blocks, after, since=after)) == []
+
+
+def change(mapping: CASMapping, rng: random.Random) -> None:
+    for key in rng.sample(sorted(mapping), 4):
+        mapping.discard(key)
+    for _ in range(4):
+        mapping[f"a/c/{rng.randrange(70)}/{rng.randrange(70)}"] = rng.randbytes(2)
+    mapping[f"many/n{rng.randrange(200)}"] = rng.randbytes(2)
+    mapping[f"g{rng.randrange(3)}/zarr.json"] = b"{}"
+    long = bytearray(b"k" * (3 << 20))
+    long[rng.randrange(3) << 20] = 1
+    mapping["b/0.0.0"] = bytes(long)
+    if rng.random() < 0.3:
+        mapping.discard_prefix(rng.choice(["a/", "many/", "b/"]))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("limit", [131_072, 600])
+def test_what_is_left_out_is_in_the_earlier_root(
+    monkeypatch: pytest.MonkeyPatch, limit: int, apart: bool
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_LIMIT", limit)
+    rng = random.Random(limit)
+    blocks = CountingBlocks()
+    mapping = a_bit_of_everything(blocks)
+    roots = [mapping.flush()]
+    for _ in range(12):
+        change(mapping, rng)
+        roots.append(mapping.flush())
+    for _ in range(40):
+        new, old = rng.choice(roots), rng.choice(roots)
+        had = {cid for _, cid in reachable(blocks, old)}
+        elsewhere = CountingBlocks()
+        if apart:
+            elsewhere.put_many((cid, blocks.get(cid)) for cid in had)
+        found = [
+            cid
+            for _, cid in reachable(
+                blocks, new, since=old, since_blocks=elsewhere if apart else None
+            )
+        ]
+        assert len(set(found)) == len(found)
+        everything = {cid for _, cid in reachable(blocks, new)}
+        assert set(found) | had >= everything
+        assert set(found) <= everything
+        tree_only = {cid for _, cid in reachable(blocks, new, since=old, values=False)}
+        assert tree_only <= set(found)
+        assert tree_only >= {
+            cid for cid in set(found) - had if codec_of(cid) in (DAG_CBOR, DAG_JSON)
+        }
+
+
+def test_of_a_long_value_only_the_leaves_that_changed_are_walked() -> None:
+    blocks = CountingBlocks()
+    mapping = CASMapping(blocks)
+    mapping["a/zarr.json"] = b"{}"
+    mapping["a/c/0"] = mapping["k"] = b"k" * (4 << 20)
+    before = mapping.flush()
+    mapping["a/c/0"] = mapping["k"] = b"k" * (3 << 20) + b"n" * (1 << 20)
+    found = list(reachable(blocks, mapping.flush(), since=before))
+    assert [codec_of(cid) for _, cid in found] == [DAG_JSON, DAG_PB, RAW]
+
+
+def test_a_node_that_is_new_is_walked_whole_and_what_is_unreadable_counts_as_new() -> None:
+    blocks = CountingBlocks()
+    mapping = a_bit_of_everything(blocks)
+    before = mapping.flush()
+    for x, y in itertools.product(range(40), repeat=2):
+        mapping[f"new/{x}.{y}"] = b"%d,%d" % (x, y)
+    mapping["new/.zarray"] = b"{}"
+    mapping["a/c/3/3"] = b"changed"
+    after = mapping.flush()
+    found = {cid for _, cid in reachable(blocks, after, since=before)}
+    assert {cid_of(RAW, BLAKE3, b"%d,%d" % (x, 0)) for x in range(40)} <= found
+    assert cid_of(RAW, BLAKE3, b"k" * (1 << 20)) not in found
+    partial = MemoryBlocks()
+    partial.put(before, blocks.get(before))
+    more = {cid for _, cid in reachable(blocks, after, since=before, since_blocks=partial)}
+    assert found < more
+    with pytest.raises(BlockNotFoundError):
+        list(reachable(blocks, after, since=after[:-1] + b"0", since_blocks=partial))
+
+
+def test_a_page_that_cannot_be_read_is_told_and_the_walk_goes_on() -> None:
+    blocks = CountingBlocks()
+    mapping, before = grown(blocks)
+    mapping["a/c/50/60/70"] = b"changed"
+    mapping["b/c/0"] = b"more"
+    after = mapping.flush()
+    leaf_page = [cid for _, cid in reachable(blocks, after, since=before) if cid[1] == DAG_CBOR][-1]
+    blocks.delete(leaf_page)
+    told: list[tuple[str, CidBytes]] = []
+    found = list(
+        reachable(
+            blocks, after, since=before, on_error=lambda path, cid, _: told.append((path, cid))
+        )
+    )
+    assert told == [("a", leaf_page)]
+    assert cid_of(RAW, BLAKE3, b"more") in {cid for _, cid in found}
+    with pytest.raises(BlockNotFoundError):
+        list(reachable(blocks, after, since=before))
