@@ -51,6 +51,7 @@ class PackFolder:
         self.damaged: dict[str, str] = {}
         self.lock = threading.RLock()
         self._unmergeable: set[str] = set()
+        self._aside: set[str] = set()
         self._names_pending = False  # names of packs that may not be durable yet
         self._stamp = -1
 
@@ -90,7 +91,8 @@ class PackFolder:
             return news
 
     def _listing(self) -> set[str]:
-        return {name for name in os.listdir(self.path) if is_pack_name(name)}
+        names = {name for name in os.listdir(self.path) if is_pack_name(name)}
+        return names - self._aside
 
     def take(self, pack: Pack) -> None:
         """Take in a pack that was sealed just now, and that the directory knows already."""
@@ -103,6 +105,15 @@ class PackFolder:
         if self._names_pending:
             disk.fsync_folder(self.path)
             self._names_pending = False
+
+    def set_aside(self, name: str) -> None:
+        """Forget a pack, though its file is there, until `clear`."""
+        with self.lock:
+            self._aside.add(name)
+            self.damaged.pop(name, None)
+            pack = self.packs.pop(name, None)
+            if pack is not None:
+                self.directory.replace([pack], None)
 
     def merge_small(self) -> None:
         """Merge small packs if there are too many, unless another process is at it."""
@@ -134,6 +145,7 @@ class PackFolder:
             self.directory.clear()
             self.packs.clear()
             self.damaged.clear()
+            self._aside.clear()
             self._stamp = -1
 
     def after_fork(self, directory: Directory) -> None:

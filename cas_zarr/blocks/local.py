@@ -135,6 +135,11 @@ class LocalBlocks(BlockStore):
     def location(self) -> str:
         return f"the packs in {self._path}"
 
+    @property
+    def path(self) -> str:
+        """The folder of the packs."""
+        return self._path
+
     def __repr__(self) -> str:
         return f"LocalBlocks({self._path!r})"
 
@@ -163,7 +168,13 @@ class LocalBlocks(BlockStore):
         if found is None:
             self._refuse_if_damaged(cid)
             return None
-        return self._read_at(found[0], found[1], cid)
+        try:
+            return self._read_at(found[0], found[1], cid)
+        except CorruptBlockError:
+            other = self._read_other_copy(cid)
+            if other is None:
+                raise
+            return other
 
     def _read_at(self, source: Source, offset: int, cid: CidBytes) -> bytes:
         """Read the block whose section should begin at `offset`."""
@@ -215,7 +226,7 @@ class LocalBlocks(BlockStore):
             raise disk.failure(error, f"read block {format_cid(cid)}", source.path) from error
         if done == len(head) + len(out) and there == head:
             return True
-        data = self._read_at(source, offset, cid)  # held under another codec, or something is wrong
+        data = self._read(cid) or b""  # held under another codec, or something is wrong
         if len(data) != len(out):
             raise CorruptBlockError(
                 f"block {format_cid(cid)} in {self.location} has {len(data)} bytes where "
@@ -402,6 +413,38 @@ class LocalBlocks(BlockStore):
                 self._rotten.discard(key)
             except OSError as error:
                 raise disk.failure(error, f"write block {format_cid(cid)}", self._path) from error
+
+    def renew(self, cid: CidLike, data: BytesLike) -> None:
+        """Hold a block anew, whatever is held under its CID: for one that is damaged here.
+
+        Raises
+        ------
+        CorruptBlockError
+            If `data` does not hash to `cid`.
+        """
+        key = as_cid_bytes(cid)
+        if not matches(key, data):
+            raise CorruptBlockError(
+                f"block {format_cid(key)} cannot be renewed: the bytes do not hash to its cid"
+            )
+        self._rotten.add(key[-KEY_SIZE:])
+        self.put(key, data)
+
+    def set_aside(self, name: str) -> None:
+        """Read no more from a pack, until this is closed; its file stays."""
+        self._cursor = None
+        self._folder.set_aside(name)
+
+    def remove_pack(self, name: str) -> None:
+        """Remove a pack; what it holds is lost, unless it is held elsewhere, durably."""
+        if self.read_only:
+            raise ReadOnlyError(f"{self.location} is open for reading only")
+        self.set_aside(name)
+        try:
+            disk.unlink(os.path.join(self._path, name))
+            disk.fsync_folder(self._path)
+        except OSError as error:
+            raise disk.failure(error, "remove a pack", self._path) from error
 
     def _open_writer(self) -> PackWriter:
         self._writer = writer = PackWriter(self._path, self._directory, self._lock)
