@@ -131,7 +131,8 @@ endif
 define LOWER_BOUNDS
 import re, tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
-for line in project["dependencies"] + project["optional-dependencies"]["cli"]:
+optional = project["optional-dependencies"]
+for line in project["dependencies"] + optional["cli"] + optional["sign"] + optional["plot"]:
     name, bound = re.match(r"([\w-]+)>=([\w.]+)", line).groups()
     print(f"{name}=={'3.1.0' if name == 'zarr' else bound}")
 endef
