@@ -2,11 +2,16 @@
 
 ::
 
-    expression = name *( "~" [n] / "^" [n] )
+    expression = name [ "@{" n "}" ] *( "~" [n] / "^" [n] / "@" time )
+    place      = expression [ ":" path ]
 
 A name is tried as a CID, then as a tag, then as a branch (its newest commit), then as a root that
 was kept after a conflict. ``~n`` follows the first parent n times (once if n is left out), ``^n``
-takes the n-th parent.
+takes the n-th parent. ``@2026-01-31`` follows first parents to what was there at the end of that
+day (minute, second), in UTC: the first commit that is not later. ``@{n}`` is what a branch or a tag
+was before its last n moves, by the log of refs; it also works for a name that was deleted.
+
+A name that has an "@" itself is taken as it stands where there is a ref of that name.
 """
 
 from __future__ import annotations
@@ -34,13 +39,32 @@ from cas_zarr.errors import (
 )
 from cas_zarr.repository.commit import Commit
 from cas_zarr.repository.names import looks_like_cid
-from cas_zarr.repository.refs import Branch, Refs
+from cas_zarr.repository.refs import Branch, Refs, Tag
+from cas_zarr.repository.times import TIME_PATTERN, format_time, to_micros
 
-__all__ = ["Resolved", "not_found", "read_commit", "resolve", "root_of"]
+__all__ = [
+    "CUT",
+    "Commits",
+    "Resolved",
+    "not_found",
+    "parents_of",
+    "read_commit",
+    "resolve",
+    "root_of",
+    "split_place",
+]
 
-_STEPS = re.compile(r"([~^])([0-9]{0,9})")
-_EXPRESSION = re.compile(r"([^~^]*)((?:[~^][0-9]{0,9})*)")
+CUT = (
+    "the history was cut there, by an expiry or by a clone of limited depth; fetch the rest from a "
+    "repository that has it"
+)
+
+_SUFFIX = re.compile(rf"[~^][0-9]{{0,9}}|@\{{[0-9]{{1,9}}\}}|@{TIME_PATTERN}")
+_EXPRESSION = re.compile(rf"([^~^]*?)((?:{_SUFFIX.pattern})*)")
+_PLACE = re.compile(rf"((?>@{TIME_PATTERN}|[^:])*+)(?::(.*))?", re.DOTALL)
+_MAX_EXPRESSION = 4096
 _MAX_STEPS = 1_000_000
+_MEMO_LIMIT = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +97,45 @@ def read_commit(blocks: BlockStore, cid: CidBytes) -> Commit:
     return Commit.from_block(cid, blocks.get(cid))
 
 
+class Commits:
+    """Reads commits, and knows where a history was cut. One lasts for one walk.
+
+    Parameters
+    ----------
+    blocks : BlockStore
+    refs : Refs
+
+    Attributes
+    ----------
+    cut : frozenset of CidBytes
+        The commits whose parents are none here.
+    """
+
+    def __init__(self, blocks: BlockStore, refs: Refs) -> None:
+        self._blocks = blocks
+        self._memo: dict[CidBytes, Commit] = {}
+        self.cut = refs.shallow()
+
+    def read(self, cid: CidBytes) -> Commit:
+        """Return a commit; its `parents` are as they were committed."""
+        commit = self._memo.get(cid)
+        if commit is None:
+            commit = read_commit(self._blocks, cid)
+            if len(self._memo) >= _MEMO_LIMIT:
+                self._memo.clear()
+            self._memo[cid] = commit
+        return commit
+
+    def parents(self, cid: CidBytes) -> tuple[CidBytes, ...]:
+        """Return the parents of a commit as far as they are part of the history here."""
+        return () if cid in self.cut else self.read(cid).parents
+
+
+def parents_of(blocks: BlockStore, refs: Refs, cid: CidBytes) -> tuple[CidBytes, ...]:
+    """Return the parents of a commit, none where the history was cut off at it on purpose."""
+    return Commits(blocks, refs).parents(cid)
+
+
 def root_of(blocks: BlockStore, record: Branch | None) -> CidBytes | None:
     """Return the root that writers of a branch share; None before the first flush."""
     if record is None:
@@ -80,6 +143,24 @@ def root_of(blocks: BlockStore, record: Branch | None) -> CidBytes | None:
     if record.work is not None:
         return record.work
     return None if record.commit is None else read_commit(blocks, record.commit).root
+
+
+def split_place(text: str) -> tuple[str, str]:
+    """Return the version and the path of ``version:path``; without a path that of the root, "".
+
+    The colons of a time belong to the version.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is no version.
+    """
+    match = _PLACE.fullmatch(text) if isinstance(text, str) else None
+    if match is None or not match[1]:
+        raise InvalidArgumentError(
+            f"{text!r} is no place in a version; write version:path, as in main:group/array"
+        )
+    return match[1], (match[2] or "").strip("/")
 
 
 def resolve(blocks: BlockStore, refs: Refs, version: CidLike) -> Resolved:
@@ -95,13 +176,18 @@ def resolve(blocks: BlockStore, refs: Refs, version: CidLike) -> Resolved:
     if not isinstance(version, str):
         cid = as_cid_bytes(version)
         return _of_cid(blocks, refs, cid, format_cid(cid))
-    match = _EXPRESSION.fullmatch(version)
-    if match is None or not match[1]:
+    match = _EXPRESSION.fullmatch(version) if len(version) <= _MAX_EXPRESSION else None
+    name, steps = ("", []) if match is None else _split(refs, match[1], _SUFFIX.findall(match[2]))
+    if not name:
+        shown = version if len(version) <= 80 else f"{version[:80]}…"
         raise InvalidArgumentError(
-            f"{version!r} is no version; give a branch, a tag, a cid, or one with ~n behind it"
+            f"{shown!r} is no version; give a branch, a tag, a cid, or one with ~n, ^n, @{{n}} or "
+            "@2026-01-31 behind it"
         )
-    name, steps = match[1], _STEPS.findall(match[2])
-    found = _of_name(blocks, refs, name)
+    if steps and steps[0].startswith("@{"):
+        found = _of_log(blocks, refs, name, int(steps.pop(0)[2:-1]))
+    else:
+        found = _of_name(blocks, refs, name)
     if not steps:
         return found
     if found.commit is None:
@@ -109,31 +195,128 @@ def resolve(blocks: BlockStore, refs: Refs, version: CidLike) -> Resolved:
             f"{name!r} is a root and has no history; {version!r} needs a commit, a branch or a tag"
         )
     cid = found.commit
-    for kind, number in steps:
-        cid = _step(blocks, cid, kind, int(number or 1), version)
-    return Resolved(read_commit(blocks, cid).root, cid, version)
+    commits = Commits(blocks, refs)
+    for step in steps:
+        cid = _step(commits, cid, step, version)
+    return Resolved(commits.read(cid).root, cid, version)
 
 
-def _step(blocks: BlockStore, cid: CidBytes, kind: str, number: int, version: str) -> CidBytes:
-    if kind == "^":
-        parents = read_commit(blocks, cid).parents
+def _split(refs: Refs, name: str, steps: list[str]) -> tuple[str, list[str]]:
+    """Give what reads as times, but is the end of the name of a ref, back to the name."""
+    times = 0
+    while times < len(steps) and steps[times][0] == "@" and steps[times][1] != "{":
+        times += 1
+    for number in range(times, 0, -1):
+        longer = name + "".join(steps[:number])
+        if _exists(refs, longer):
+            return longer, steps[number:]
+    return name, steps
+
+
+def _exists(refs: Refs, name: str) -> bool:
+    try:
+        return any(look(name) is not None for look in (refs.tag, refs.branch, refs.kept))
+    except InvalidKeyError:
+        return False
+
+
+def _step(commits: Commits, cid: CidBytes, step: str, version: str) -> CidBytes:
+    if step.startswith("@{"):
+        raise InvalidArgumentError(
+            f"{version!r} is no version: @{{n}} stands right behind the name of a branch or a tag"
+        )
+    if step[0] == "@":
+        return _not_later(commits, cid, step[1:], version)
+    number = int(step[1:] or 1)
+    if step[0] == "^":
         if number == 0:
             return cid
+        parents = commits.parents(cid)
         if number > len(parents):
+            name = format_cid(cid)
             raise VersionNotFoundError(
-                f"there is no {version}: commit {format_cid(cid)} has {len(parents)} parents"
+                f"there is no {version}: behind commit {name}, {CUT}"
+                if cid in commits.cut
+                else f"there is no {version}: commit {name} has {len(parents)} parents"
             )
         return parents[number - 1]
     if number > _MAX_STEPS:
         raise InvalidArgumentError(f"{version!r} goes back more than {_MAX_STEPS} commits")
     for _ in range(number):
-        parents = read_commit(blocks, cid).parents
+        parents = commits.parents(cid)
         if not parents:
-            raise VersionNotFoundError(
-                f"there is no {version}: the history begins with commit {format_cid(cid)}"
-            )
+            raise _no_parents(commits, cid, version)
         cid = parents[0]
     return cid
+
+
+def _not_later(commits: Commits, cid: CidBytes, time: str, version: str) -> CidBytes:
+    limit = to_micros(time, end=True)
+    while (at := commits.read(cid).time) > limit:
+        parents = commits.parents(cid)
+        if not parents:
+            raise _no_parents(commits, cid, version, f", of {format_time(at)}")
+        cid = parents[0]
+    return cid
+
+
+def _no_parents(
+    commits: Commits, cid: CidBytes, version: str, when: str = ""
+) -> VersionNotFoundError:
+    if cid in commits.cut:
+        return VersionNotFoundError(
+            f"there is no {version}: behind commit {format_cid(cid)}{when}, {CUT}"
+        )
+    return VersionNotFoundError(
+        f"there is no {version}: the history begins with commit {format_cid(cid)}{when}"
+    )
+
+
+def _of_log(blocks: BlockStore, refs: Refs, name: str, number: int) -> Resolved:
+    """Find what a ref was before its last moves."""
+    states: list[Branch | Tag | None] = []
+    try:
+        now: list[tuple[str, Branch | Tag | None]] = [
+            (f"heads/{name}", refs.branch(name)),
+            (f"tags/{name}", refs.tag(name)),
+        ]
+    except InvalidKeyError as error:
+        raise VersionNotFoundError(f"there is no version {name!r}: {error}") from None
+    log = refs.log(name)
+    for ref, record in now:
+        moves = [move for move in log if move.ref == ref]
+        if not moves and record is None:
+            continue
+        states = [record]
+        for move in reversed(moves):
+            # One whose end was not there, while its begin was, never came to be.
+            if _commit(move.new) != _commit(states[-1]):
+                if _commit(move.old) == _commit(states[-1]):
+                    continue
+                states.append(move.new)  # what came between is not in the log any more
+            states.append(move.old)
+        break
+    version = f"{name}@{{{number}}}"
+    if not states:
+        raise not_found(refs, name, kind="branch")
+    if number >= len(states):
+        raise VersionNotFoundError(
+            f"there is no {version}: the log of refs in {refs.location} has {len(states) - 1} "
+            f"moves of {name!r}"
+        )
+    record = states[number]
+    cid = _commit(record)
+    if record is None:
+        raise VersionNotFoundError(f"there is no {version}: {name!r} was not there then")
+    if cid is not None:
+        return _of_cid(blocks, refs, cid, version)
+    if isinstance(record, Branch) and record.work is not None:
+        return _of_cid(blocks, refs, record.work, version)
+    raise VersionNotFoundError(f"there is no {version}: {name!r} had no commit then")
+
+
+def _commit(record: Branch | Tag | None) -> CidBytes | None:
+    return None if record is None else record.commit
 
 
 def _of_name(blocks: BlockStore, refs: Refs, name: str) -> Resolved:

@@ -251,6 +251,14 @@ def test_a_torn_last_line_is_no_damage(tmp_path: Path) -> None:
             refs.update("main", expected=ONE, new=None)
 
 
+def test_a_torn_line_longer_than_the_next_goes_as_a_whole(tmp_path: Path) -> None:
+    long = RefMove("heads/b", ONE, TWO, 5, "why" * 300).to_line()
+    refs, log = with_log(tmp_path, line(1, 1) + long[:-20])
+    refs.update("main", expected=None, new=ONE, why="next")
+    assert [move.why for move in refs.log()] == ["1", "next"]
+    assert log.read_bytes().endswith(b"}\n")
+
+
 def test_every_flipped_bit_is_noticed_and_costs_one_line(tmp_path: Path) -> None:
     whole = line(1, 1) + line(2, 2) + line(3, 3)
     for at in range(len(whole)):

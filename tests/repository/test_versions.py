@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,9 @@ from cas_zarr.errors import (
     VersionNotFoundError,
 )
 from cas_zarr.repository.commit import Commit
-from cas_zarr.repository.refs import Branch
+from cas_zarr.repository.refs import Branch, RefMove
 from cas_zarr.repository.repository import Repository
+from cas_zarr.repository.versions import parents_of, split_place
 
 
 @pytest.fixture
@@ -123,6 +125,211 @@ def test_versions_that_are_not_there(repository: Repository) -> None:
 @pytest.mark.parametrize("version", ["", "~1", "^", "main~x", "main~1x", "main~~x", "main~9999999"])
 def test_expressions_that_are_none(repository: Repository, version: str) -> None:
     with pytest.raises(InvalidArgumentError):
+        repository.resolve(version)
+
+
+# -- times, the log of refs, places, cut histories ------------------------------------------------
+
+
+def micros(text: str) -> int:
+    return int(datetime.fromisoformat(text).timestamp() * 1_000_000)
+
+
+@pytest.fixture
+def dated() -> Repository:
+    """Return a repository with a commit on main at noon and at 12:00:30 of the first three days."""
+    repository = Repository.memory()
+    session = repository.session()
+    for day in (1, 2, 3):
+        for time in ("12:00:00.000000", "12:00:30.250000"):
+            session.prepare().set_value("n", f"{day} {time[6:8]}".encode())
+            session.commit("", time=micros(f"2026-01-0{day}T{time}+00:00"))
+    return repository
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [
+        ("2026-01-01", b"1 30"),
+        ("2026-01-02", b"2 30"),
+        ("2026-01-03", b"3 30"),
+        ("2030-12-31", b"3 30"),
+        ("9999-12-31", b"3 30"),
+        ("2026-01-02T11:59", b"1 30"),
+        ("2026-01-02T12:00", b"2 30"),
+        ("2026-01-02T12:00Z", b"2 30"),
+        ("2026-01-02T12:00:00", b"2 00"),
+        ("2026-01-02T12:00:29", b"2 00"),
+        ("2026-01-02T12:00:30", b"2 30"),
+        ("2026-01-02T12:00:30.25", b"2 30"),
+        ("2026-01-02T12:00:30.249999", b"2 00"),
+        ("2026-01-02T13:00:30.249999+01:00", b"2 00"),
+        ("2026-01-02T00:30-12:00", b"2 30"),
+    ],
+)
+def test_a_version_at_a_time(dated: Repository, time: str, expected: bytes) -> None:
+    assert value(dated, f"main@{time}") == expected
+    tip = dated.resolve("main").commit
+    assert tip is not None
+    assert value(dated, f"{format_cid(tip)}@{time}") == expected
+    found = dated.resolve(f"main@{time}")
+    assert found.name == f"main@{time}"
+    assert found.commit is not None
+
+
+def test_times_and_steps_can_be_mixed(dated: Repository) -> None:
+    assert value(dated, "main@2026-01-02~1") == b"2 00"
+    assert value(dated, "main~3@2026-01-02T12:00") == b"2 00"
+    assert value(dated, "main@2026-01-03@2026-01-01") == b"1 30"
+
+
+def test_a_time_goes_by_what_a_branch_was_itself() -> None:
+    repository = Repository.memory()
+    session = repository.session()
+    session.prepare().set_value("n", b"base")
+    base = session.commit("", time=0)
+    session.prepare().set_value("n", b"side")
+    root = session.flush()
+
+    def commit(time: int, *parents: CidBytes) -> CidBytes:
+        cid, data = Commit(root=root, parents=parents, time=time).to_block()
+        repository.blocks.put(cid, data)
+        return cid
+
+    side = commit(micros("2026-01-05T00:00+00:00"), base)
+    merged = commit(micros("2026-01-09T00:00+00:00"), base, side)
+    assert repository.resolve(f"{format_cid(merged)}@2026-01-06").commit == base
+    # a clock that went wrong hides nothing
+    skewed = commit(micros("2026-01-01T00:00+00:00"), merged)
+    assert repository.resolve(f"{format_cid(skewed)}@2026-01-06").commit == skewed
+
+
+def test_times_that_cannot_be(dated: Repository) -> None:
+    with pytest.raises(VersionNotFoundError, match=r"begins with commit \w+, of 2026-01-01T12:00"):
+        dated.resolve("main@2025-12-31")
+    for time in ("2026-02-30", "2026-13-01", "2026-01-01T25:00", "0000-01-01"):
+        with pytest.raises(InvalidArgumentError, match="is no time"):
+            dated.resolve(f"main@{time}")
+    for time in ("yesterday", "2026-1-1", "2026-01-01T1", "", "2026-01-01T12:00:00.0000000"):
+        with pytest.raises((VersionNotFoundError, InvalidArgumentError)):
+            dated.resolve(f"main@{time}")
+    root = format_cid(dated.resolve("main").root)
+    with pytest.raises(InvalidArgumentError, match="no history"):
+        dated.resolve(f"{root}@2026-01-01")
+
+
+@pytest.mark.parametrize("name", ["a@2026-01-01", "@2026-01-01", "a@b", "@", "a@2026-01-01@b"])
+def test_a_name_with_an_at_is_a_name(dated: Repository, name: str) -> None:
+    dated.create_branch(name, "main~1")
+    assert value(dated, name) == b"3 00"
+    assert value(dated, f"{name}~1") == b"2 30"
+    assert value(dated, f"{name}@2026-01-01") == b"1 30"
+    assert value(dated, f"{name}@{{0}}") == b"3 00"
+    dated.delete_branch(name)
+    dated.create_tag(name, "main~2")
+    assert value(dated, f"{name}@2026-01-01~") == b"1 00"
+
+
+def test_what_a_ref_was_before(repository: Repository) -> None:
+    for number in range(4):
+        assert value(repository, f"main@{{{number}}}") == b"%d" % (3 - number)
+    assert value(repository, "main@{1}~1") == b"1"
+    with pytest.raises(VersionNotFoundError, match="was not there then"):
+        repository.resolve("main@{4}")
+    with pytest.raises(VersionNotFoundError, match="has 4 moves of 'main'"):
+        repository.resolve("main@{5}")
+    with pytest.raises(VersionNotFoundError, match="no branch 'mian'"):
+        repository.resolve("mian@{1}")
+    for odd in ("main~1@{1}", "@{1}", "main@2026-01-01@{1}"):
+        with pytest.raises(InvalidArgumentError, match="no version"):
+            repository.resolve(odd)
+    assert repository.resolve("v1@{0}").commit == repository.resolve("v1").commit
+
+
+def test_a_deleted_branch_comes_back(repository: Repository) -> None:
+    repository.delete_branch("main")
+    with pytest.raises(VersionNotFoundError, match="was not there then"):
+        repository.resolve("main@{0}")
+    repository.create_branch("main", "main@{1}")
+    assert value(repository, "main") == b"3"
+    assert value(repository, "main@{2}") == b"3"
+    assert value(repository, "main@{3}") == b"2"
+
+
+def test_a_move_that_never_came_to_be_does_not_count(repository: Repository) -> None:
+    tip = repository.refs.branch("main")
+    never = Branch(commit=cid_of(DAG_CBOR, BLAKE3, b"never"))
+    log = Path(repository.location) / "refs" / "log"
+    with log.open("ab") as stream:
+        stream.write(RefMove("heads/main", tip, never, 5).to_line())
+    assert value(repository, "main@{1}") == b"2"
+    session = repository.session()
+    session.prepare().set_value("n", b"4")
+    session.commit("4")
+    assert [value(repository, f"main@{{{number}}}") for number in range(3)] == [b"4", b"3", b"2"]
+
+
+def test_moves_that_are_missing_in_the_log(repository: Repository) -> None:
+    log = Path(repository.location) / "refs" / "log"
+    lines = [line for line in log.read_bytes().splitlines(keepends=True) if b"heads/main" in line]
+    log.write_bytes(b"".join([*lines[:2], *lines[3:]]))
+    assert [value(repository, f"main@{{{number}}}") for number in range(4)] == [
+        b"3",
+        b"2",
+        b"1",
+        b"0",
+    ]
+    log.write_bytes(lines[0] + b"x" + lines[1])
+    with pytest.raises(FormatError, match="line 2 of the log"):
+        repository.resolve("main@{1}")
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("main", ("main", "")),
+        ("main:", ("main", "")),
+        ("main:/", ("main", "")),
+        ("main~2:group/array", ("main~2", "group/array")),
+        ("main:/group/array/", ("main", "group/array")),
+        ("main:a:b", ("main", "a:b")),
+        ("main:a\nb", ("main", "a\nb")),
+        ("main@2026-01-31:air", ("main@2026-01-31", "air")),
+        ("main@2026-01-31T12:00:air", ("main@2026-01-31T12:00", "air")),
+        ("main@2026-01-31T12:00", ("main@2026-01-31T12:00", "")),
+        ("main@2026-01-31T12:00:30", ("main@2026-01-31T12:00:30", "")),
+        ("main@2026-01-31T12:00+01:00:a", ("main@2026-01-31T12:00+01:00", "a")),
+        ("main@2026-01-31T12:00~1:a", ("main@2026-01-31T12:00~1", "a")),
+        ("main@{1}:a/b", ("main@{1}", "a/b")),
+    ],
+)
+def test_places(text: str, place: tuple[str, str]) -> None:
+    assert split_place(text) == place
+
+
+@pytest.mark.parametrize("text", ["", ":", ":a"])
+def test_places_without_a_version(text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="no place"):
+        split_place(text)
+
+
+def test_stepping_past_a_cut_says_so(repository: Repository) -> None:
+    cut = repository.resolve("main~1").commit
+    assert cut is not None
+    repository.refs.set_shallow(frozenset(), {cut})
+    assert value(repository, "main~1") == b"2"
+    for version in ("main~2", "main~999", "main~1^1", "main@1969-12-31"):
+        with pytest.raises(VersionNotFoundError, match=f"{format_cid(cut)}.*history was cut there"):
+            repository.resolve(version)
+    with pytest.raises(VersionNotFoundError, match="has 1 parents"):
+        repository.resolve("main^2")
+    assert parents_of(repository.blocks, repository.refs, cut) == ()
+    assert value(repository, "v1~1") == b"0"  # what lies behind can still be named
+
+
+@pytest.mark.parametrize("version", ["main" + "~1" * 3000, "@2026-01-01" * 300, "m" * 5000])
+def test_expressions_that_are_long(repository: Repository, version: str) -> None:
+    with pytest.raises((VersionNotFoundError, InvalidArgumentError)):
         repository.resolve(version)
 
 
