@@ -110,15 +110,21 @@ class ConflictError(CasZarrError):
     message : str
     conflicts : sequence
         What was changed twice, as `cas_zarr.tree.merge.Conflict`; empty where nobody looked.
+    changes : sequence
+        What the other writer changed, as `cas_zarr.tree.diff.NodeChange`, where a writer asked
+        not to unite with it.
 
     Attributes
     ----------
-    conflicts : tuple
+    conflicts, changes : tuple
     """
 
-    def __init__(self, message: str, conflicts: Sequence[Any] = ()) -> None:
+    def __init__(
+        self, message: str, conflicts: Sequence[Any] = (), *, changes: Sequence[Any] = ()
+    ) -> None:
         super().__init__(message)
         self.conflicts = tuple(conflicts)
+        self.changes = tuple(changes)
 
 
 class StorageError(CasZarrError, OSError):

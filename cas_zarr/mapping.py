@@ -41,7 +41,15 @@ from cas_zarr.errors import (
 )
 from cas_zarr.tree.apply import apply, link
 from cas_zarr.tree.changes import ABSENT, CLEAR, Changes, is_document
-from cas_zarr.tree.keys import OWNERS, PLAIN_LENGTH, check_key, is_plain, parse_chunk, split_key
+from cas_zarr.tree.keys import (
+    DOCUMENTS,
+    OWNERS,
+    PLAIN_LENGTH,
+    check_key,
+    is_plain,
+    parse_chunk,
+    split_key,
+)
 from cas_zarr.tree.merge import merge
 from cas_zarr.tree.node import EMPTY, Document, Header, Node, Root, Value
 from cas_zarr.tree.shards import TreeReader
@@ -355,6 +363,114 @@ class CASMapping(MutableMapping[str, bytes]):
         if not self.read_only:
             self.blocks.put(cid, data)
         return cid
+
+    # -- subtrees ---------------------------------------------------------------------------
+
+    def copy(self, source: str, target: str, *, overwrite: bool = False) -> None:
+        """Put a group or an array, with all below it, at another path too.
+
+        No chunk is opened, whatever lies there: the two share all blocks. Missing groups above
+        the target are not made.
+
+        Parameters
+        ----------
+        source, target : str
+            Paths of nodes; `target` is not "".
+        overwrite : bool
+            Replace what is at `target`.
+
+        Raises
+        ------
+        NotFoundError
+            If there is nothing at `source`.
+        InvalidArgumentError
+            If something is at `target`, or the path cannot take it.
+        """
+        with self._lock:
+            node = self._node_to_copy(source)
+            path = self.check_target(target, overwrite=overwrite)
+            self._graft(path, node)
+
+    def move(self, source: str, target: str, *, overwrite: bool = False) -> None:
+        """Put a group or an array, with all below it, at another path instead; see `copy`."""
+        self._check_deletable()
+        with self._lock:
+            node = self._node_to_copy(source)
+            path, old = self.check_target(target, overwrite=overwrite), source.strip("/")
+            if not old or path == old or path.startswith(f"{old}/"):
+                raise InvalidArgumentError(
+                    f"{old!r} cannot be moved to {path!r}, which is the same or lies in it; give "
+                    "a path outside"
+                )
+            self._graft(old, None)
+            self._graft(path, node)
+
+    def attach(self, path: str, subtree: CidLike | Root, *, overwrite: bool = False) -> None:
+        """Put a root, or a subtree as `cid` names it, at a path; see `copy`.
+
+        Parameters
+        ----------
+        path : str
+            Where to put it; "" replaces the whole dataset.
+        subtree : CID or Root
+            Its document. All its blocks must be in this block store.
+        overwrite : bool
+            Replace what is at `path`.
+
+        Raises
+        ------
+        BlockNotFoundError
+            If the document is not there.
+        InvalidArgumentError
+            If something is at `path`, or the path cannot take it.
+        ReadOnlyError
+            If the subtree needs something of its writers that this release does not know.
+        """
+        if not isinstance(subtree, Root):
+            subtree = self._open(as_cid_bytes(subtree)).root
+        if subtree.header.needs_to_write:
+            raise _needs(subtree.header)
+        with self._lock:
+            path = self.check_target(path, overwrite=overwrite)
+            self._graft(path, subtree.node)
+
+    def check_target(self, path: str, *, overwrite: bool = False) -> str:
+        """Refuse a path that a subtree cannot be put at; return it without outer slashes."""
+        if self.read_only:
+            raise self._read_only()
+        if overwrite and self.strict:
+            raise WriteOnceError("a strict mapping replaces nothing; open without strict=True")
+        path = path.strip("/")
+        if path:
+            check_key(path)
+        if split_key(path)[1] in DOCUMENTS:
+            raise InvalidArgumentError(
+                f"{path!r} is the key of a document, and no node can be there; give another path"
+            )
+        taken = self.view.node(path) if path == "" else self.exists(path) or self._has_below(path)
+        if taken and not overwrite:
+            raise InvalidArgumentError(
+                f"there is something at {path or 'the root'!r} already; pass overwrite=True to "
+                "replace it, or give another path"
+            )
+        return path
+
+    def _graft(self, path: str, node: Node | None) -> None:
+        from cas_zarr.tree.graft import graft
+
+        if node is not None and path and self._find(path) is not None:
+            self._state[1].delete(path)  # a key of the same name
+        self._adopt(graft(self._settle(), path, node))
+
+    def _has_below(self, path: str) -> bool:
+        return next(self.list_keys(f"{path}/"), None) is not None
+
+    def _node_to_copy(self, source: str) -> Node:
+        source = source.strip("/")
+        node = self.view.node(source)
+        if not node:
+            raise NotFoundError(f"there is no node {source!r}; list the folder above it")
+        return node
 
     # -- MutableMapping ---------------------------------------------------------------------
 

@@ -2,222 +2,32 @@
 
 A session opens the working root of a branch. `flush` makes its changes durable and moves the
 branch by compare-and-swap; where another writer was first, the changes are united with theirs, or
-the root is kept under a name of its own. What is left when the last user of a session goes, or
-when the interpreter exits, is flushed.
+the root is kept under a name of its own (see `cas_zarr.repository.working`). What is left when
+the last user of a session goes, when its repository is closed, or when the interpreter exits, is
+flushed.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-import random
 import threading
-import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from cas_zarr.blocks.memory import MemoryBlocks
-from cas_zarr.cid import CidBytes, format_cid
-from cas_zarr.errors import CasZarrError, ConflictError, InvalidArgumentError, ReadOnlyError
+from cas_zarr.blocks.base import BlockStore
+from cas_zarr.cid import CidBytes, CidLike
+from cas_zarr.errors import CasZarrError, InvalidArgumentError, ReadOnlyError
 from cas_zarr.mapping import CASMapping
-from cas_zarr.repository.commit import Commit
-from cas_zarr.repository.refs import Branch
-from cas_zarr.repository.versions import root_of
+from cas_zarr.repository.subtrees import attach
+from cas_zarr.repository.working import WorkingTree, trees_of
 
 if TYPE_CHECKING:
     from cas_zarr.repository.repository import Repository
 
-__all__ = ["Session", "View", "WorkingTree"]
-
-# Every failed attempt is the success of another writer, so this many in a row is no accident.
-_ATTEMPTS = 1000
-_LONGEST_PAUSE = 0.05
-
-
-class WorkingTree:
-    """The state of a session: its mapping, and the record of the branch that it builds on.
-
-    It is apart from `Session` so that the finalizer of a session can hold it without holding the
-    session.
-
-    Attributes
-    ----------
-    mapping : CASMapping
-        What is read. It is replaced where a session begins anew, after a fork for example.
-    target : CASMapping or None
-        What is written to: the mapping; None until `prepare` was called.
-    """
-
-    def __init__(self, repository: Repository, branch: str, *, strict: bool) -> None:
-        self.repository = repository
-        self.branch = branch
-        self.strict = strict
-        self.lock = threading.RLock()
-        self.pid = os.getpid()
-        self._told: CidBytes | None = None
-        self.base = repository.record(branch)
-        self.base_root: CidBytes | None = None
-        self.target: CASMapping | None = None
-        if repository.exists:
-            self.base_root = root_of(repository.blocks, self.base)
-            self.mapping = self.target = self._open()
-        else:
-            self.mapping = CASMapping(MemoryBlocks(), None, hash=repository.hash)
-        _trees.add(self)
-
-    @property
-    def pending(self) -> bool:
-        """Whether something is not yet where the next reader of the branch looks."""
-        return self.target is not None and self._differs()
-
-    def prepare(self) -> CASMapping:
-        """Return the mapping to write to; make the repository if it is not there.
-
-        Raises
-        ------
-        CasZarrError
-            In a child of fork, if its parent had unflushed changes.
-        """
-        with self.lock:
-            if self.target is not None:
-                return self.target
-            if self.pid != os.getpid():
-                if self._differs():
-                    raise CasZarrError(
-                        f"this process was forked while branch {self.branch!r} of "
-                        f"{self.repository.location} had unflushed changes; flush before "
-                        "forking, or open the store anew here"
-                    )
-                self.pid = os.getpid()
-            self.repository.make()
-            self.mapping = self.target = self._open()
-            return self.target
-
-    def flush(self) -> CidBytes:
-        """Make all changes durable and show them to others; see `Session.flush`."""
-        with self.lock:
-            if self.target is None:  # nothing was ever written
-                return self.mapping.flush()
-            if not self.pending:
-                self.repository.blocks.flush()  # blocks of subtrees that were named by `cid`
-                return self.mapping.root or self.mapping.cid()
-            root = self.mapping.flush()
-            if root == self.base_root:  # the changes have cancelled out
-                return root
-            return self._place(root, self._work)
-
-    def commit(
-        self,
-        message: str,
-        *,
-        author: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        time: int | None = None,
-    ) -> CidBytes:
-        """Make all changes durable and part of the history; see `Session.commit`."""
-        with self.lock:
-            root = self.prepare().cid()
-            newest: list[CidBytes] = []
-
-            def record(base: Branch | None, root: CidBytes) -> Branch:
-                commit = Commit(
-                    root=root,
-                    parents=() if base is None or base.commit is None else (base.commit,),
-                    author=self.repository.author if author is None else author,
-                    time=_now() if time is None else time,
-                    message=message,
-                    metadata={} if metadata is None else metadata,
-                )
-                cid, data = commit.to_block(self.repository.function)
-                self.repository.blocks.put(cid, data)
-                # Behind the commit, so that one pack and one sync are enough for all.
-                self.mapping.flush()
-                self.repository.blocks.flush()
-                newest.append(cid)
-                return Branch(commit=cid, work=root)
-
-            self._place(root, record)
-            return newest[-1]
-
-    def leave(self) -> None:
-        """Flush what is left, once: a conflict that the user has seen is not told again."""
-        with self.lock:
-            if self.pid != os.getpid() or not self.pending:
-                return
-            if self._told == self.mapping.root and not self.mapping.dirty:
-                return
-            self.flush()
-
-    # ---------------------------------------------------------------------------------------
-
-    def _open(self) -> CASMapping:
-        return CASMapping(
-            self.repository.blocks,
-            self.base_root,
-            hash=self.repository.hash,
-            strict=self.strict,
-        )
-
-    def _differs(self) -> bool:
-        """Tell whether the mapping is not what the branch was last seen or made to be.
-
-        It is found out anew each time: a flag could be wrong after an interrupt, and with it the
-        last writes would be lost.
-        """
-        return self.mapping.dirty or self.mapping.root != self.base_root
-
-    @staticmethod
-    def _work(base: Branch | None, root: CidBytes) -> Branch:
-        return Branch(commit=None if base is None else base.commit, work=root)
-
-    def _place(
-        self, root: CidBytes, record: Callable[[Branch | None, CidBytes], Branch]
-    ) -> CidBytes:
-        """Move the branch to `root`, whose blocks are durable; unite where others were first."""
-        for attempt in range(_ATTEMPTS):
-            new = record(self.base, root)
-            try:
-                self.repository.refs.update(self.branch, expected=self.base, new=new)
-            except ConflictError:
-                time.sleep(random.uniform(0, min(_LONGEST_PAUSE, 0.0005 * attempt)))
-                root = self._meet(root)
-                continue
-            self.base, self.base_root, self._told = new, root, None
-            return root
-        raise self._conflict(
-            root,
-            f"branch {self.branch!r} of {self.repository.location} moved {_ATTEMPTS} times while "
-            "this session tried to",
-        )
-
-    def _meet(self, root: CidBytes) -> CidBytes:
-        """Base the changes on what the branch is now; return the root that this makes."""
-        theirs = self.repository.refs.branch(self.branch)
-        if theirs is None:
-            raise self._conflict(
-                root, f"branch {self.branch!r} of {self.repository.location} was deleted meanwhile"
-            )
-        their_root = root_of(self.repository.blocks, theirs)
-        if their_root not in (self.base_root, root):
-            try:
-                self.mapping.unite(their_root, base=self.base_root)
-            except ConflictError as error:
-                raise self._conflict(root, str(error)) from None
-            root = self.mapping.flush()
-        self.base, self.base_root = theirs, their_root
-        return root
-
-    def _conflict(self, root: CidBytes, reason: str) -> ConflictError:
-        commit = None if self.base is None else self.base.commit
-        name = self.repository.refs.keep(self.branch, Branch(commit=commit, work=root))
-        self._told = root
-        return ConflictError(
-            f"{reason}; nothing was overwritten: this session's root {format_cid(root)} is kept "
-            f"as {name!r}. Open the branch anew, take over what is needed from version={name!r}, "
-            "and flush again"
-        )
+__all__ = ["Session", "View", "close_sessions"]
 
 
 class Session:
@@ -292,6 +102,8 @@ class Session:
         author: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         time: int | None = None,
+        rebase: bool = True,
+        sign: Any = None,
     ) -> CidBytes:
         """Flush, and make the root a commit of the branch.
 
@@ -305,6 +117,11 @@ class Session:
             Free values of the IPLD data model.
         time : int, optional
             Microseconds since 1970-01-01 UTC; now by default.
+        rebase : bool
+            Where another writer moved the branch meanwhile: unite the changes with theirs if they
+            don't overlap. With false, nothing is committed then.
+        sign : key, optional
+            An Ed25519 key to sign with, as `cas_zarr.repository.signing` takes it.
 
         Returns
         -------
@@ -313,10 +130,56 @@ class Session:
 
         Raises
         ------
-        ConflictError, StorageError
-            As `flush` does.
+        ConflictError
+            As `flush` does; `conflicts` has what was changed twice. With ``rebase=False`` if the
+            branch moved at all; `changes` has what the other writer changed.
+        StorageError
+            If the disk failed.
         """
-        return self.tree.commit(message, author=author, metadata=metadata, time=time)
+        return self.tree.commit(
+            message, author=author, metadata=metadata, time=time, rebase=rebase, sign=sign
+        )
+
+    # -- subtrees -----------------------------------------------------------------------------
+
+    def copy(self, source: str, target: str, *, overwrite: bool = False) -> None:
+        """Put what is at one path at another too; see `CASMapping.copy`."""
+        self.tree.prepare().copy(source, target, overwrite=overwrite)
+
+    def move(self, source: str, target: str, *, overwrite: bool = False) -> None:
+        """Put what is at one path at another instead; see `CASMapping.move`."""
+        self.tree.prepare().move(source, target, overwrite=overwrite)
+
+    def attach(
+        self,
+        path: str,
+        version: CidLike,
+        *,
+        source: Repository | BlockStore | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Put a dataset, or a part of one, at a path, without opening a chunk.
+
+        Parameters
+        ----------
+        path : str
+            Where to put it.
+        version : str, bytes or CID
+            The CID of a root or of a subtree; or a version, with a path behind a colon for a part
+            of it: ``v1.0:air/t2m``.
+        source : Repository or BlockStore, optional
+            Where it is; by default this repository. What is missing here is copied.
+        overwrite : bool
+            Replace what is at `path`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If something is at `path`, or the path cannot take it.
+        VersionNotFoundError, NotFoundError
+            If there is no such version, or nothing at its path.
+        """
+        attach(self.tree.prepare(), self.repository, path, version, source, overwrite=overwrite)
 
     def close(self) -> None:
         """Flush."""
@@ -380,13 +243,29 @@ class View:
             self.mapping.flush()
 
 
-def _now() -> int:
-    return time.time_ns() // 1000
+def close_sessions(repository: Repository) -> None:
+    """Flush what the sessions of a repository object have left, before its blocks are closed.
+
+    A session that is written to afterwards opens its branch anew.
+
+    Raises
+    ------
+    ConflictError, StorageError
+        As `Session.flush` does, after all sessions were looked after; the first of them.
+    """
+    errors: list[CasZarrError] = []
+    for tree in trees_of(repository):
+        try:
+            tree.leave()
+            tree.begin_anew()
+        except CasZarrError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 # -- sessions that are left -----------------------------------------------------------------------
 
-_trees: weakref.WeakSet[WorkingTree] = weakref.WeakSet()
 _collecting: set[int] = set()
 _leaving: set[threading.Thread] = set()
 
@@ -437,9 +316,8 @@ def _after_fork() -> None:
     # Threads and their locks are the parent's; so are unflushed changes.
     _leaving.clear()
     _collecting.clear()
-    for tree in list(_trees):
-        tree.lock = threading.RLock()
-        tree.target = None
+    for tree in trees_of():
+        tree.after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,115 @@
+"""Attaching: what any version of any dataset has at a path, put into a session's dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from cas_zarr.blocks.base import BlockStore
+from cas_zarr.cid import DAG_JSON, BytesLike, CidBytes, CidLike, as_cid_bytes, codec_of, format_cid
+from cas_zarr.errors import InvalidArgumentError, NotFoundError
+from cas_zarr.mapping import CASMapping
+from cas_zarr.repository.versions import split_place
+from cas_zarr.tree.node import Header, Root
+from cas_zarr.tree.shards import TreeReader
+from cas_zarr.tree.view import TreeView
+
+if TYPE_CHECKING:
+    from cas_zarr.repository.repository import Repository
+
+__all__ = ["attach", "subtree_of"]
+
+
+def attach(
+    mapping: CASMapping,
+    repository: Repository,
+    path: str,
+    version: CidLike,
+    source: Repository | BlockStore | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Put a dataset or a part of one at a path; see `Session.attach`."""
+    place = repository if source is None else source
+    blocks = place if isinstance(place, BlockStore) else place.blocks
+    root = subtree_of(place, version)
+    mapping.check_target(path, overwrite=overwrite)  # before anything is copied
+    if blocks is not mapping.blocks:
+        from cas_zarr.repository.sync import copy_tree
+
+        copy_tree(_WithRoot(blocks, root), mapping.blocks, root.cid())
+    mapping.attach(path, root, overwrite=overwrite)
+
+
+def subtree_of(place: Repository | BlockStore, version: CidLike) -> Root:
+    """Return the document of a version, or of a part of it, in a repository or a block store.
+
+    Parameters
+    ----------
+    place : Repository or BlockStore
+        A block store knows no names: there `version` begins with a CID.
+    version : str, bytes or CID
+        A version, with a path behind a colon for a part of it.
+
+    Raises
+    ------
+    VersionNotFoundError, NotFoundError
+        If there is no such version, or nothing at its path.
+    """
+    inner = ""
+    if isinstance(version, str):
+        version, found = split_place(version)
+        inner = (found or "").strip("/")
+    if isinstance(place, BlockStore):
+        blocks, cid = place, as_cid_bytes(version)
+        if codec_of(cid) != DAG_JSON:
+            raise InvalidArgumentError(
+                f"{format_cid(cid)} is no root or subtree; a commit is looked up in a repository"
+            )
+    else:
+        blocks, cid = place.blocks, place.resolve(version).root
+    root = Root.from_block(blocks.get(cid))
+    if not inner:
+        return root
+    node = TreeView(TreeReader(blocks), root).node(inner)
+    if node is None:
+        raise NotFoundError(
+            f"there is no node {inner!r} in {format_cid(cid)}; list the folder above it"
+        )
+    header = root.header  # a header of its own: what the dataset says of itself is not the part's
+    return Root(Header(header.function, header.needs, header.needs_to_write), node)
+
+
+class _WithRoot(BlockStore):
+    """Blocks, and beside them a document that need not be among them."""
+
+    read_only = True
+
+    def __init__(self, blocks: BlockStore, root: Root) -> None:
+        self._blocks = blocks
+        self._data = root.to_block()
+        self._cid = root.cid()
+
+    # docstrings inherited
+
+    @property
+    def location(self) -> str:
+        return self._blocks.location
+
+    def _read(self, cid: CidBytes) -> BytesLike | None:
+        return self._data if cid == self._cid else self._blocks.get(cid)
+
+    def _has(self, cid: CidBytes) -> bool:
+        return cid == self._cid or self._blocks.has(cid)
+
+    def _size(self, cid: CidBytes) -> int | None:
+        return len(self._data) if cid == self._cid else self._blocks.size(cid)
+
+    def _write(self, cid: CidBytes, data: BytesLike) -> None:
+        raise NotImplementedError  # it is read-only
+
+    def _delete(self, cid: CidBytes) -> None:
+        raise NotImplementedError  # it is read-only
+
+    def list(self) -> Iterator[CidBytes]:
+        return self._blocks.list()

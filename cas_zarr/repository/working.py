@@ -1,0 +1,346 @@
+"""The state of a session: a mapping, and the record of the branch that it builds on.
+
+`flush` makes its changes durable and moves the branch by compare-and-swap; where another writer
+was first, the changes are united with theirs, or the root is kept under a name of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cas_zarr.blocks.memory import MemoryBlocks
+from cas_zarr.cid import CidBytes, format_cid
+from cas_zarr.errors import CasZarrError, ConflictError
+from cas_zarr.mapping import CASMapping
+from cas_zarr.repository.commit import Commit
+from cas_zarr.repository.guard import Guard
+from cas_zarr.repository.refs import Branch, GuardError
+from cas_zarr.repository.versions import root_of
+from cas_zarr.tree.diff import NodeChange, diff
+from cas_zarr.tree.node import EMPTY, Header, Root
+from cas_zarr.tree.shards import TreeReader
+from cas_zarr.tree.view import TreeView
+
+if TYPE_CHECKING:
+    from cas_zarr.repository.repository import Repository
+
+__all__ = ["ATTEMPTS", "WorkingTree", "now", "pause", "subject", "trees_of", "view_of"]
+
+# Every failed attempt is the success of another writer, so this many in a row is no accident.
+ATTEMPTS = 1000
+_LONGEST_PAUSE = 0.05
+_SHOWN = 5
+
+Record = Callable[[Branch | None, CidBytes], Branch]
+
+
+class WorkingTree:
+    """The state of a session.
+
+    It is apart from `Session` so that the finalizer of a session can hold it without holding the
+    session.
+
+    Attributes
+    ----------
+    mapping : CASMapping
+        What is read. It is replaced where a session begins anew, after a fork for example.
+    target : CASMapping or None
+        What is written to: the mapping; None until `prepare` was called.
+    """
+
+    def __init__(self, repository: Repository, branch: str, *, strict: bool) -> None:
+        self.repository = repository
+        self.branch = branch
+        self.strict = strict
+        self.lock = threading.RLock()
+        self.pid = os.getpid()
+        self._told: CidBytes | None = None
+        self.base = repository.record(branch)
+        self.base_root: CidBytes | None = None
+        self.target: CASMapping | None = None
+        if repository.exists:
+            self.base_root = root_of(repository.blocks, self.base)
+            self.mapping = self.target = self._open()
+        else:
+            self.mapping = CASMapping(MemoryBlocks(), None, hash=repository.hash)
+        _trees.add(self)
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is not yet where the next reader of the branch looks."""
+        return self.target is not None and self._differs()
+
+    def prepare(self) -> CASMapping:
+        """Return the mapping to write to; make the repository if it is not there.
+
+        Raises
+        ------
+        CasZarrError
+            In a child of fork, if its parent had unflushed changes.
+        """
+        with self.lock:
+            if self.target is not None:
+                return self.target
+            if self.pid != os.getpid():
+                if self._differs():
+                    raise CasZarrError(
+                        f"this process was forked while branch {self.branch!r} of "
+                        f"{self.repository.location} had unflushed changes; flush before "
+                        "forking, or open the store anew here"
+                    )
+                self.pid = os.getpid()
+            self.repository.make()
+            self.mapping = self.target = self._open()
+            return self.target
+
+    def flush(self) -> CidBytes:
+        """Make all changes durable and show them to others; see `Session.flush`."""
+        with self.lock:
+            if self.target is None:  # nothing was ever written
+                return self.mapping.flush()
+            if not self.pending:
+                self.repository.blocks.flush()  # blocks of subtrees that were named by `cid`
+                return self.mapping.root or self.mapping.cid()
+            root = self.mapping.flush()
+            if root == self.base_root:  # the changes have cancelled out
+                return root
+            return self._place(root, self._work)
+
+    def commit(
+        self,
+        message: str,
+        *,
+        author: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        time: int | None = None,
+        rebase: bool = True,
+        sign: Any = None,
+    ) -> CidBytes:
+        """Make all changes durable and part of the history; see `Session.commit`."""
+        with self.lock:
+            root = self.prepare().cid()
+            newest: list[CidBytes] = []
+
+            def record(base: Branch | None, root: CidBytes) -> Branch:
+                commit = Commit(
+                    root=root,
+                    parents=() if base is None or base.commit is None else (base.commit,),
+                    author=self.repository.author if author is None else author,
+                    time=now() if time is None else time,
+                    message=message,
+                    metadata={} if metadata is None else metadata,
+                )
+                cid, data = signed(commit, sign).to_block(self.repository.function)
+                self.repository.blocks.put(cid, data)
+                # Behind the commit, so that one pack and one sync are enough for all.
+                self.mapping.flush()
+                self.repository.blocks.flush()
+                newest.append(cid)
+                return Branch(commit=cid, work=root)
+
+            self._place(root, record, why=f"commit: {subject(message)}", rebase=rebase)
+            return newest[-1]
+
+    def leave(self) -> None:
+        """Flush what is left, once: a conflict that the user has seen is not told again."""
+        with self.lock:
+            if self.pid != os.getpid() or not self.pending:
+                return
+            if self._told == self.mapping.root and not self.mapping.dirty:
+                return
+            self.flush()
+
+    def begin_anew(self) -> None:
+        """Let the next write open the branch's mapping again; what is pending is not touched."""
+        with self.lock:
+            if not self.pending:
+                self.target = None
+
+    def after_fork(self) -> None:
+        """Let go of what belongs to the parent: its lock, and its unflushed changes."""
+        self.lock = threading.RLock()
+        self.target = None
+
+    # ---------------------------------------------------------------------------------------
+
+    def _open(self) -> CASMapping:
+        self._guard = Guard(self.repository.blocks, self.repository.refs)
+        return CASMapping(
+            self.repository.blocks,
+            self.base_root,
+            hash=self.repository.hash,
+            strict=self.strict,
+        )
+
+    def _differs(self) -> bool:
+        """Tell whether the mapping is not what the branch was last seen or made to be.
+
+        It is found out anew each time: a flag could be wrong after an interrupt, and with it the
+        last writes would be lost.
+        """
+        return self.mapping.dirty or self.mapping.root != self.base_root
+
+    @staticmethod
+    def _work(base: Branch | None, root: CidBytes) -> Branch:
+        return Branch(commit=None if base is None else base.commit, work=root)
+
+    def _place(
+        self, root: CidBytes, record: Record, *, why: str = "", rebase: bool = True
+    ) -> CidBytes:
+        """Move the branch to `root`, whose blocks are durable; unite where others were first."""
+        refs, guard = self.repository.refs, self._guard
+        for attempt in range(ATTEMPTS):
+            new = record(self.base, root)
+            guard.secure(root, since=self.base_root)
+            try:
+                refs.update(self.branch, expected=self.base, new=new, why=why, guard=guard.record)
+            except GuardError:
+                continue
+            except ConflictError:
+                if not rebase:
+                    raise self._moved(root) from None
+                pause(attempt)
+                root = self._meet(root)
+                continue
+            self.base, self.base_root, self._told = new, root, None
+            return root
+        raise self._conflict(
+            root,
+            f"branch {self.branch!r} of {self.repository.location} moved {ATTEMPTS} times while "
+            "this session tried to",
+        )
+
+    def _meet(self, root: CidBytes) -> CidBytes:
+        """Base the changes on what the branch is now; return the root that this makes."""
+        theirs, their_root = self._theirs(root)
+        if their_root not in (self.base_root, root):
+            try:
+                self.mapping.unite(their_root, base=self.base_root)
+            except ConflictError as error:
+                raise self._conflict(root, str(error), error.conflicts) from None
+            root = self.mapping.flush()
+        self.base, self.base_root = theirs, their_root
+        return root
+
+    def _moved(self, root: CidBytes) -> ConflictError:
+        """Return the error for a branch that moved under a writer that shall not unite."""
+        their_root = self._theirs(root)[1]
+        function = self.mapping.view.root.header.function
+        views = [
+            view_of(self.mapping.blocks, cid, function) for cid in (self.base_root, their_root)
+        ]
+        changes = tuple(diff(views[0], views[1]))
+        return self._conflict(
+            root,
+            f"branch {self.branch!r} of {self.repository.location} moved meanwhile: another "
+            f"writer {_told(changes)}; commit with rebase=True where the changes shall be united",
+            changes=changes,
+        )
+
+    def _theirs(self, root: CidBytes) -> tuple[Branch, CidBytes | None]:
+        theirs = self.repository.refs.branch(self.branch)
+        if theirs is None:
+            raise self._conflict(
+                root, f"branch {self.branch!r} of {self.repository.location} was deleted meanwhile"
+            )
+        return theirs, root_of(self.repository.blocks, theirs)
+
+    def _conflict(
+        self,
+        root: CidBytes,
+        reason: str,
+        conflicts: Sequence[Any] = (),
+        *,
+        changes: Sequence[NodeChange] = (),
+    ) -> ConflictError:
+        name = self._keep(root)
+        return ConflictError(
+            f"{reason}; nothing was overwritten: this session's root {format_cid(root)} is kept "
+            f"as {name!r}. Open the branch anew, take over what is needed from version={name!r}, "
+            "and flush again",
+            conflicts,
+            changes=changes,
+        )
+
+    def _keep(self, root: CidBytes) -> str:
+        """Keep a root under a name of its own, durably."""
+        self.mapping.flush()
+        record = Branch(commit=None if self.base is None else self.base.commit, work=root)
+        while True:
+            self._guard.secure(root)  # the branch may lead to what this began with no more
+            try:
+                name = self.repository.refs.keep(
+                    self.branch,
+                    record,
+                    why=f"could not be placed on {self.branch}",
+                    guard=self._guard.record,
+                )
+            except GuardError:
+                continue
+            self._told = root
+            return name
+
+
+def _told(changes: Sequence[NodeChange]) -> str:
+    """Say what another writer did."""
+    if not changes:
+        return "made a commit of the same data"
+    parts = []
+    for change in changes[:_SHOWN]:
+        chunks = sum(map(len, change.chunks)) if change.status == "changed" else 0
+        count = f" ({chunks} chunk{'' if chunks == 1 else 's'})" if chunks else ""
+        parts.append(f"{change.status} {change.path or 'the root group'!r}{count}")
+    more = len(changes) - len(parts)
+    return ", ".join(parts) + (f" and {more} more" if more else "")
+
+
+def view_of(blocks: Any, root: CidBytes | None, function: Any) -> TreeView:
+    """Return the tree of a root; without one, that of a dataset without anything.
+
+    Parameters
+    ----------
+    blocks : BlockStore
+    root : CidBytes or None
+    function : HashFunction
+        What an empty dataset is hashed with.
+    """
+    found = Root(Header(function), EMPTY) if root is None else Root.from_block(blocks.get(root))
+    return TreeView(TreeReader(blocks), found)
+
+
+def signed(commit: Commit, key: Any) -> Commit:
+    """Return a commit with a signature, if there is a key."""
+    if key is None:
+        return commit
+    from cas_zarr.repository.signing import sign
+
+    return sign(commit, key)
+
+
+def subject(message: str) -> str:
+    """Return the first line of a message that has something on it."""
+    return next((line.strip() for line in message.splitlines() if line.strip()), "")
+
+
+def now() -> int:
+    """Return the time in microseconds since 1970-01-01 UTC."""
+    return time.time_ns() // 1000
+
+
+def pause(attempt: int) -> None:
+    """Wait a little, for longer and at random after each failed attempt."""
+    time.sleep(random.uniform(0, min(_LONGEST_PAUSE, 0.0005 * attempt)))
+
+
+_trees: weakref.WeakSet[WorkingTree] = weakref.WeakSet()
+
+
+def trees_of(repository: Repository | None = None) -> list[WorkingTree]:
+    """Return the working trees of one repository object that are open, or all of them."""
+    return [tree for tree in list(_trees) if repository is None or tree.repository is repository]
