@@ -15,7 +15,7 @@ from cas_zarr.tree.node import EMPTY, Node, Root, Value
 from cas_zarr.tree.shards import TreeReader, get_child, iter_entries
 from cas_zarr.tree.values import read_value
 
-__all__ = ["NodeInfo", "describe", "iter_nodes", "unfold"]
+__all__ = ["NodeInfo", "describe", "describe_node", "iter_nodes", "unfold"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def describe(blocks: BlockStore, root: CidLike | None, path: str = "") -> NodeIn
     reader = TreeReader(blocks)
     path = path.strip("/")
     node = find_node(reader, _open(blocks, root), path)
-    return _info(reader, node, path)
+    return describe_node(reader, node, path)
 
 
 def iter_nodes(
@@ -109,7 +109,7 @@ def iter_nodes(
     reader = TreeReader(blocks)
     path = path.strip("/")
     for at, node in walk(reader, find_node(reader, _open(blocks, root), path), path, depth):
-        yield _info(reader, node, at)
+        yield describe_node(reader, node, at)
 
 
 def walk(
@@ -165,7 +165,8 @@ def find_node(reader: TreeReader, node: Node, path: str) -> Node:
     return node
 
 
-def _info(reader: TreeReader, node: Node, path: str) -> NodeInfo:
+def describe_node(reader: TreeReader, node: Node, path: str) -> NodeInfo:
+    """Describe a node that has been read; `path` is where it lies."""
     documents = {
         name: _decode(_text(reader, document)) for name, document in sorted(node.docs.items())
     }
