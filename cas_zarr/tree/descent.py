@@ -183,14 +183,24 @@ def without_shared(a: Table, b: Table) -> tuple[Table, Table]:
     """Return two tables without the rows that both have."""
     if len(a) == 0 or len(b) == 0:
         return a, b
+    if a.codes.dtype == b.codes.dtype and np.array_equal(a.codes, b.codes):
+        keep = ~_same(a, b)
+        return a.take(keep), b.take(keep)
     rows_a, rows_b = matches(a.codes, b.codes)
-    same = (a.cids[rows_a] == b.cids[rows_b]).all(axis=1)
-    same &= a.prefixes[rows_a] == b.prefixes[rows_b]
-    same &= a.sizes[rows_a] == b.sizes[rows_b]
+    same = _same(a.take(rows_a), b.take(rows_b))
     keep_a, keep_b = np.ones(len(a), bool), np.ones(len(b), bool)
     keep_a[rows_a[same]] = False
     keep_b[rows_b[same]] = False
     return a.take(keep_a), b.take(keep_b)
+
+
+def _same(a: Table, b: Table) -> NDArray[np.bool_]:
+    """Tell which rows of two tables with the same codes are equal."""
+    same: NDArray[np.bool_] = (a.prefixes == b.prefixes) & (a.sizes == b.sizes)
+    words_a, words_b = a.cids.view(np.uint32), b.cids.view(np.uint32)
+    for word in range(words_a.shape[1]):
+        same &= words_a[:, word] == words_b[:, word]
+    return same
 
 
 def _batches(a: Table, b: Table, bits: int) -> list[tuple[Table, Table]]:

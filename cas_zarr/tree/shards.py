@@ -133,21 +133,36 @@ def differing_entries(
     reader_a: TreeReader, a: Node, reader_b: TreeReader, b: Node
 ) -> tuple[dict[str, list[Entry]], dict[str, list[Entry]]]:
     """Return the entries of two nodes by name, without those in shards that both have."""
-    refs_a = list(_leaf_refs(reader_a, a.shards))
-    refs_b = list(_leaf_refs(reader_b, b.shards))
-    shared = set(refs_a) & set(refs_b)
+    opened = _differing_refs(reader_a, list(a.shards), reader_b, list(b.shards))
     out: tuple[dict[str, list[Entry]], dict[str, list[Entry]]] = ({}, {})
-    for side, (reader, node, refs) in enumerate(((reader_a, a, refs_a), (reader_b, b, refs_b))):
+    for side, (reader, node) in enumerate(((reader_a, a), (reader_b, b))):
         places: list[tuple[Mapping[str, Entry], Mapping[str, Entry]]] = [(node.keys, node.nodes)]
-        for ref in refs:
-            if ref not in shared:
-                shard = reader.shard(ref)
-                places.append((shard.keys, shard.nodes))
+        for ref in opened[side]:
+            shard = reader.shard(ref)
+            places.append((shard.keys, shard.nodes))
         for keys, nodes in places:
             for entries in (keys, nodes):
                 for name, entry in entries.items():
                     out[side].setdefault(name, []).append(entry)
     return out
+
+
+def _differing_refs(
+    reader_a: TreeReader, a: list[ShardRef], reader_b: TreeReader, b: list[ShardRef]
+) -> tuple[list[ShardRef], list[ShardRef]]:
+    """Return the shards of entries of two lists of shards, without what both lists have."""
+    while True:
+        shared = set(a) & set(b)
+        if shared:
+            a = [ref for ref in a if ref not in shared]
+            b = [ref for ref in b if ref not in shared]
+        level = max((ref.level for ref in (*a[:1], *b[:1])), default=0)
+        if level == 0:
+            return a, b
+        if a and a[0].level == level:
+            a = [inner for ref in a for inner in reader_a.shard(ref).shards]
+        if b and b[0].level == level:
+            b = [inner for ref in b for inner in reader_b.shard(ref).shards]
 
 
 def shard_cids(reader: TreeReader, node: Node) -> Iterator[CidBytes]:
