@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -282,14 +282,35 @@ class Repository:
                     heapq.heappush(queue, (-entry.time, order, parent, entry))
 
     def verify(
-        self, version: CidLike | None = None, *, progress: Progress | None = None
+        self,
+        version: CidLike | None = None,
+        *,
+        path: str = "",
+        data: bool = False,
+        sample: float | None = None,
+        seed: int = 0,
+        signatures: bool = False,
+        allowed: Collection[bytes] | None = None,
+        progress: Progress | None = None,
     ) -> VerifyReport:
-        """Read and hash every block of a version, or of all refs and their histories.
+        """Check a version, a node of it, or all refs with their histories and files.
 
-        What is damaged or missing is in the report, by array and key; see
-        `cas_zarr.repository.verify`.
+        The structure is read and hashed, and of the values it is checked that they are there; with
+        `data` all of them are read too, with `sample` a share. What is damaged or missing is in the
+        report, and the arrays and chunks that it hurts; see `cas_zarr.repository.verify`.
         """
-        return verify(self.blocks, self.refs, version, progress=progress)
+        return verify(
+            self.blocks,
+            self.refs,
+            version,
+            path=path,
+            data=data,
+            sample=sample,
+            seed=seed,
+            signatures=signatures,
+            allowed=allowed,
+            progress=progress,
+        )
 
     # -- branches and tags ----------------------------------------------------------------------
 

@@ -52,9 +52,10 @@ def test_a_whole_repository(path: Path) -> None:
     assert report.commits == 2
     assert report.roots == 3
     assert report.size > 3 << 20
-    assert calls[-1] == (report.blocks, report.size)
+    assert calls[-1][0] >= report.blocks  # the packs are counted too
+    assert calls[-1][1] >= report.size
     assert calls == sorted(calls)
-    one = Repository.open(path).verify("main~1")
+    one = Repository.open(path).verify("main~1", data=True)
     assert one.ok
     assert (one.commits, one.roots) == (1, 1)
     assert one.blocks < report.blocks
@@ -62,7 +63,7 @@ def test_a_whole_repository(path: Path) -> None:
 
 def test_a_damaged_chunk_is_named(path: Path) -> None:
     flip(path, CHUNKS["a/c/3"])
-    report = Repository.open(path).verify()
+    report = Repository.open(path).verify(data=True)
     assert not report.ok
     assert report.complete
     (damage,) = report.damaged
@@ -75,14 +76,14 @@ def test_a_damaged_chunk_is_named(path: Path) -> None:
 def test_damage_of_an_old_version_only(path: Path) -> None:
     flip(path, CHUNKS["a/c/0"])
     repository = Repository.open(path)
-    assert repository.verify("main").ok
-    assert not repository.verify("main~1").ok
-    assert not repository.verify().ok
+    assert repository.verify("main", data=True).ok
+    assert not repository.verify("main~1", data=True).ok
+    assert not repository.verify(data=True).ok
 
 
 def test_a_damaged_leaf_of_a_large_value(path: Path) -> None:
     flip(path, random.Random(0).randbytes(3 << 20)[1 << 20 : 2 << 20])
-    (damage,) = Repository.open(path).verify("main").damaged
+    (damage,) = Repository.open(path).verify("main", data=True).damaged
     assert damage.path == "a/big"
 
 
@@ -92,11 +93,11 @@ def test_a_damaged_root_or_commit(path: Path) -> None:
     assert found.commit is not None
     flip(path, repository.blocks.get(found.commit))
     flip(path, repository.blocks.get(found.root))
-    report = Repository.open(path).verify()
+    report = Repository.open(path).verify(data=True)
     assert not report.ok
     assert not report.complete
     assert found.commit in {damage.cid for damage in report.damaged}
-    (damage,) = Repository.open(path).verify("main").damaged
+    (damage,) = Repository.open(path).verify("main", data=True).damaged
     assert damage.path == "main"
     assert format_cid(found.commit) in damage.reason
     by_root = Repository.open(path).verify(found.root)
@@ -115,7 +116,7 @@ def test_a_damaged_page_hides_what_lies_below(tmp_path: Path) -> None:
     blocks = Repository.open(path).blocks
     (page,) = [cid for _, cid in reachable(blocks, root) if codec_of(cid) == DAG_CBOR]
     flip(path, blocks.get(page))
-    report = Repository.open(path).verify()
+    report = Repository.open(path).verify(data=True)
     assert not report.ok
     assert not report.complete
     assert [(damage.path, damage.cid) for damage in report.damaged] == [("a", page)]
@@ -137,7 +138,7 @@ def test_it_goes_on_behind_a_damaged_page(tmp_path: Path) -> None:
     for whole in pages:
         flip(path, f"chunk 7 of {whole}".encode())
     flip(path, blocks.get(pages["b"]))
-    report = Repository.open(path).verify()
+    report = Repository.open(path).verify(data=True)
     assert not report.complete  # nobody can say what "b" has
     assert {damage.path for damage in report.damaged} == {"b", "a/c/7"}
 
@@ -145,7 +146,7 @@ def test_it_goes_on_behind_a_damaged_page(tmp_path: Path) -> None:
 def test_a_missing_block(path: Path) -> None:
     repository = Repository.open(path)
     repository.blocks.delete(cid_of(RAW, BLAKE3, CHUNKS["a/c/5"]))
-    (damage,) = repository.verify().damaged
+    (damage,) = repository.verify(data=True).damaged
     assert damage.path == "a/c/5"
     assert "is not in" in damage.reason
 
@@ -153,7 +154,7 @@ def test_a_missing_block(path: Path) -> None:
 def test_a_damaged_ref(path: Path) -> None:
     (path / "refs" / "heads" / "main").write_bytes(b"{")
     (path / "refs" / "tags" / "v1").write_bytes(b"x")
-    report = Repository.open(path).verify()
+    report = Repository.open(path).verify(data=True)
     assert [damage.path for damage in report.damaged] == ["branch main", "tag v1"]
 
 
