@@ -32,6 +32,7 @@ __all__ = [
     "truncate",
     "try_lock",
     "unlink",
+    "unlock",
 ]
 
 _FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None) if sys.platform != "win32" else None
@@ -139,8 +140,14 @@ def unlink(path: str) -> None:
         os.unlink(path)
 
 
-def try_lock(fd: int) -> bool | None:
+def try_lock(fd: int, *, shared: bool = False) -> bool | None:
     """Take the advisory lock of an open file, which goes with the descriptor.
+
+    Parameters
+    ----------
+    fd : int
+    shared : bool
+        Whether others may share it: enough to see that nobody has it for himself.
 
     Returns
     -------
@@ -148,7 +155,13 @@ def try_lock(fd: int) -> bool | None:
         Whether it is ours now; None where the file system has no such locks.
     """
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
     return True
+
+
+def unlock(fd: int) -> None:
+    """Let the advisory lock of an open file go, and that of all duplicates of its descriptor."""
+    with suppress(OSError):  # the file system may have none
+        fcntl.flock(fd, fcntl.LOCK_UN)

@@ -42,6 +42,9 @@ class PackFolder:
         File name -> what is wrong, for the packs that cannot be opened.
     lock : RLock
         Held while the packs change.
+    reserved : set of str
+        File names of packs that a list of condemned blocks names: they are not merged, or what is
+        condemned would lie in a pack that the list does not name.
     """
 
     def __init__(self, path: str, directory: Directory) -> None:
@@ -50,6 +53,7 @@ class PackFolder:
         self.packs: dict[str, Pack] = {}
         self.damaged: dict[str, str] = {}
         self.lock = threading.RLock()
+        self.reserved: set[str] = set()
         self._unmergeable: set[str] = set()
         self._aside: set[str] = set()
         self._names_pending = False  # names of packs that may not be durable yet
@@ -125,8 +129,10 @@ class PackFolder:
                 if disk.try_lock(descriptor) is not False:  # two at once do no harm but work
                     self.refresh()
                     packs = choose(self._mergeable())
-                    if packs:
-                        self._replace(packs, merge(self.path, packs))
+                    if busy := {pack for pack in packs if self.is_growing(pack)}:
+                        packs = choose([p for p in self._mergeable() if p not in busy])
+                    if packs and not any(self.is_growing(pack) for pack in packs):
+                        self.replace(packs, merge(self.path, packs))
             except DamagedPackError as error:  # left as it is, for verify to find
                 self._unmergeable.add(error.pack.name)
             finally:
@@ -137,7 +143,22 @@ class PackFolder:
         with self.lock:
             for pack in list(self.packs.values()):
                 if any(pack.index.find(key) is not None for key in keys):
-                    self._replace([pack], merge(self.path, [pack], keys))
+                    self.replace([pack], merge(self.path, [pack], keys))
+
+    @staticmethod
+    def is_growing(pack: Pack) -> bool:
+        """Tell whether the session that wrote a pack has not flushed since.
+
+        It holds the lock of the file. Where the file system has none, nobody can tell.
+        """
+        try:
+            descriptor = os.open(pack.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            return disk.try_lock(descriptor, shared=True) is False
+        finally:
+            os.close(descriptor)
 
     def clear(self) -> None:
         """Forget all packs."""
@@ -156,18 +177,20 @@ class PackFolder:
             directory.add(pack)
 
     def _mergeable(self) -> Collection[Pack]:
-        return [p for name, p in list(self.packs.items()) if name not in self._unmergeable]
+        left_alone = self._unmergeable | self.reserved
+        return [pack for name, pack in list(self.packs.items()) if name not in left_alone]
 
-    def _replace(self, old: Sequence[Pack], new: Pack | None) -> None:
+    def replace(self, old: Sequence[Pack], new: Pack | None) -> None:
         """Put a new pack in the place of old ones, once its name is durable."""
         disk.fsync_folder(self.path)
-        if new is not None:
-            same = self.packs.get(new.name)  # another process merged the same packs
-            if same is not None and same not in old:
-                old = [*old, same]
-            self.packs[new.name] = new
-        self.directory.replace(old, new)
-        for pack in old:
-            if new is None or pack.name != new.name:
-                disk.unlink(pack.path)
-                self.packs.pop(pack.name, None)
+        with self.lock:
+            if new is not None:
+                same = self.packs.get(new.name)  # another process merged the same packs
+                if same is not None and same not in old:
+                    old = [*old, same]
+                self.packs[new.name] = new
+            self.directory.replace(old, new)
+            for pack in old:
+                if new is None or pack.name != new.name:
+                    disk.unlink(pack.path)
+                    self.packs.pop(pack.name, None)

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from cas_zarr.cid import DIGEST_SIZE, HASHES
 from cas_zarr.codecs.carindex import Digests, IndexGroup, Offsets, group_arrays, index_groups
 
-__all__ = ["KEY_SIZE", "Directory", "Holder", "PackIndex", "SearchIndex"]
+__all__ = ["KEY_SIZE", "Directory", "Holder", "PackIndex", "SearchIndex", "multihashes"]
 
 KEY_SIZE = DIGEST_SIZE + 2
 """Bytes of a multihash of the hash functions known here: code, length, digest."""
@@ -44,6 +44,15 @@ _LEAST_WORTH = 1 << 14
 
 _leading = Struct(">I").unpack_from
 _offset = Struct("<Q").unpack_from
+
+
+def multihashes(codes: NDArray[np.uint8] | int, digests: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the multihashes, (n, 34), of digests of 32 bytes and their codes."""
+    keys = np.empty((len(digests), KEY_SIZE), np.uint8)
+    keys[:, 0] = codes
+    keys[:, 1] = DIGEST_SIZE
+    keys[:, 2:] = digests
+    return keys
 
 
 class PackIndex:
@@ -119,6 +128,28 @@ class PackIndex:
                     found[ours[i]] = offset
         return found
 
+    def find_rows(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Return where many multihashes, (n, 34) uint8, stand among `records`; -1 for none.
+
+        For many keys at once: every record is looked at.
+        """
+        found = np.full(len(keys), -1, dtype=np.int64)
+        first = 0
+        for prefix, group in self._groups.items():
+            ours = np.flatnonzero((keys[:, 0] == prefix[0]) & (keys[:, 1] == prefix[1]))
+            if len(ours):
+                digests = group_arrays(self._buffer, group)[0]
+                heads, wanted = _heads(digests, 8), keys[ours, 2:]
+                at = np.minimum(np.searchsorted(heads, _heads(wanted, 8)), group.count - 1)
+                same = (digests[at] == wanted).all(axis=1)
+                found[ours[same]] = at[same] + first
+                for i in np.flatnonzero(~same & (heads[at] == _heads(wanted, 8))).tolist():
+                    row = self._row(group, wanted[i].tobytes())  # equal heads: never by chance
+                    if row is not None:
+                        found[ours[i]] = row + first
+            first += group.count
+        return found
+
     def records(self) -> list[tuple[int, Digests, Offsets]]:
         """Return multihash code, digests and offsets of the blocks, views of the index."""
         return [(group.code, *group_arrays(self._buffer, group)) for group in self._groups.values()]
@@ -144,6 +175,13 @@ class PackIndex:
                 self._search[prefix] = (array("Q", fan.tobytes()), 32 - bits)
 
     def _bisect(self, group: IndexGroup, digest: bytes) -> int | None:
+        row = self._row(group, digest)
+        if row is None:
+            return None
+        found: int = _offset(self._buffer, group.start + row * _RECORD + DIGEST_SIZE)[0]
+        return found
+
+    def _row(self, group: IndexGroup, digest: bytes) -> int | None:
         buffer, start = self._buffer, group.start
 
         def digest_at(i: int) -> bytes:
@@ -151,10 +189,7 @@ class PackIndex:
             return buffer[at : at + DIGEST_SIZE]
 
         i = bisect_left(range(group.count), digest, key=digest_at)
-        if i == group.count or digest_at(i) != digest:
-            return None
-        found: int = _offset(buffer, start + i * _RECORD + DIGEST_SIZE)[0]
-        return found
+        return None if i == group.count or digest_at(i) != digest else i
 
 
 class SearchIndex(Protocol):
@@ -166,6 +201,8 @@ class SearchIndex(Protocol):
     def find(self, key: bytes) -> int | None: ...
 
     def find_many(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]: ...
+
+    def find_rows(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]: ...
 
     def records(self) -> list[tuple[int, Digests, Offsets]]: ...
 

@@ -11,22 +11,29 @@ import errno
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, MutableSequence, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, MutableSequence, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cas_zarr.blocks import disk
-from cas_zarr.blocks.base import BlockStore
+from cas_zarr.blocks.collectable import CollectableBlocks, Marks, Repacked
+from cas_zarr.blocks.condemned import Condemned
 from cas_zarr.blocks.folder import PackFolder
-from cas_zarr.blocks.index import KEY_SIZE, Directory
+from cas_zarr.blocks.index import KEY_SIZE, Directory, Holder
+from cas_zarr.blocks.lists import ListFolder
 from cas_zarr.blocks.pack import (
     Pack,
     Source,
     parse_section,
     remove_leftovers,
 )
+from cas_zarr.blocks.packmarks import PackMarks
+from cas_zarr.blocks.repack import repack
 from cas_zarr.blocks.writer import PackWriter
 from cas_zarr.cid import (
     BytesLike,
@@ -82,7 +89,7 @@ class PackStats:
     damaged: tuple[str, ...]
 
 
-class LocalBlocks(BlockStore):
+class LocalBlocks(CollectableBlocks):
     """Blocks in a folder of packs.
 
     Parameters
@@ -114,6 +121,8 @@ class LocalBlocks(BlockStore):
         self._inherited: tuple[PackWriter, ...] = ()  # of the process that was forked
         self._lost: StorageError | None = None
         self._rotten: set[bytes] = set()  # multihashes of blocks that were found damaged
+        self._locks: list[int] = []  # of packs that were sealed since the last flush
+        self._lists = ListFolder(self._path)
         # What was read last, where it begins in its source, and where the next section begins in it
         self._cursor: tuple[Source, bytes, int, int] | None = None
         try:
@@ -401,7 +410,11 @@ class LocalBlocks(BlockStore):
             writer = self._writer
             if writer is not None and key in writer.places:
                 return
-            if self._directory.find(key) is not None and key not in self._rotten:
+            if (
+                self._directory.find(key) is not None
+                and key not in self._rotten
+                and not (self._condemned and self._is_condemned(key))
+            ):
                 return
             try:
                 if writer is None:
@@ -464,11 +477,11 @@ class LocalBlocks(BlockStore):
                 if self._writer is not None:
                     self._seal()
                 self._folder.sync()
+                self._unlock()
         except OSError as error:
             raise disk.failure(error, "flush the blocks", self._path) from error
         # The blocks are safe: if tidying fails, the packs stay as they are until the next time.
-        with suppress(OSError):
-            self._folder.merge_small()
+        self.tidy()
 
     def _seal(self) -> None:
         writer = self._writer
@@ -480,7 +493,15 @@ class LocalBlocks(BlockStore):
             writer = self._renew(writer)
         with self._folder.lock:  # nobody else learns of the pack before it is taken in
             self._folder.take(writer.seal())
+        # The lock of the part file stays: until the flush returns nobody collects what is in it.
+        self._locks.append(os.dup(writer.fd))
         self._writer = None
+
+    def _unlock(self) -> None:
+        locks, self._locks = self._locks, []
+        for descriptor in locks:
+            disk.unlock(descriptor)
+            os.close(descriptor)
 
     def _renew(self, old: PackWriter) -> PackWriter:
         """Copy an open pack into a new file, after an fsync of the old one failed.
@@ -517,6 +538,7 @@ class LocalBlocks(BlockStore):
             if writer is not None:
                 with suppress(OSError):
                     writer.discard()
+            self._unlock()
             self._inherited = ()
             self._cursor = None
             self._folder.clear()
@@ -540,9 +562,79 @@ class LocalBlocks(BlockStore):
         except OSError as error:
             raise disk.failure(error, "write packs anew", self._path) from error
 
+    # -- collecting, docstrings inherited ---------------------------------------------------
+
+    def avoid(self, lists: Sequence[Condemned], epoch: int) -> None:
+        super().avoid(lists, epoch)
+        self._folder.reserved = {place for one in self._condemned for place in one.places}
+        self._look_again()
+
+    def condemned_many(self, keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        out = np.zeros(len(keys), bool)
+        for one in self._condemned:
+            rows = np.flatnonzero(one.holds_many(keys))
+            if not len(rows):
+                continue
+            young = np.zeros(len(rows), bool)
+            for holder in self._younger(one):
+                young |= holder.index.find_many(keys[rows]) >= 0
+            writer = self._writer
+            if writer is not None and (places := writer.places):
+                young |= [keys[row].tobytes() in places for row in rows.tolist()]
+            out[rows[~young]] = True
+        return out
+
+    def _is_condemned(self, key: bytes) -> bool:
+        """Tell whether a list condemns all copies of a block that is not in the slab."""
+        return any(
+            one.holds(key) and all(holder.index.find(key) is None for holder in self._younger(one))
+            for one in self._condemned
+        )
+
+    def _younger(self, condemned: Condemned) -> Iterator[Holder]:
+        """Yield the packs, and parts of the open one, that are younger than a list."""
+        for holder in self._directory.holders():
+            if not isinstance(holder, Pack) or holder.name not in condemned.places:
+                yield holder
+
+    def survey(self) -> Marks:
+        self._look_again()
+        packs = list(self._folder.packs.values())
+        try:
+            growing = [pack.name for pack in packs if self._folder.is_growing(pack)]
+        except OSError as error:
+            raise disk.failure(error, "look at the packs", self._path) from error
+        return PackMarks(self._folder, packs, growing)
+
+    def write_list(self, data: bytes) -> Condemned:
+        return self._lists.write(data)
+
+    def read_list(self, name: str) -> Condemned:
+        return self._lists.read(name)
+
+    def delete_lists(self, keep: Collection[str]) -> None:
+        self._lists.delete(keep)
+
+    def collecting(self) -> AbstractContextManager[None]:
+        return self._lists.collecting()
+
+    def tidy(self) -> None:
+        with suppress(OSError):
+            self._folder.merge_small()
+
+    def repack(self) -> Repacked:
+        self._look_again()
+        try:
+            return repack(self._folder)
+        except OSError as error:
+            raise disk.failure(error, "write packs anew", self._path) from error
+
     def _after_fork(self) -> None:
         """In a forked child: read what the parent had, write into packs of its own."""
         self._lock = threading.RLock()
+        locks, self._locks = self._locks, []
+        for descriptor in locks:  # to unlock them would unlock them for the parent
+            os.close(descriptor)
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.abandon(self._lock)

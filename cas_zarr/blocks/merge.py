@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cas_zarr.blocks import disk
-from cas_zarr.blocks.index import KEY_SIZE
+from cas_zarr.blocks.index import KEY_SIZE, multihashes
 from cas_zarr.blocks.pack import (
     EMPTY_PAYLOAD,
     MAX_SECTION,
@@ -30,12 +31,15 @@ from cas_zarr.blocks.pack import (
     parse_section,
     seal_part,
 )
-from cas_zarr.cid import DIGEST_SIZE, HASHES
+from cas_zarr.cid import BLAKE3, DIGEST_SIZE, HASHES
 from cas_zarr.codecs.car import DATA_START
 from cas_zarr.codecs.carindex import encode_index
 from cas_zarr.errors import FormatError
 
-__all__ = ["DamagedPackError", "choose", "merge"]
+__all__ = ["DamagedPackError", "Drop", "choose", "merge"]
+
+Drop: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]
+"""Tells for each of many multihashes, (n, 34) uint8, whether it is to go."""
 
 _LARGE_BYTES = 1 << 30  # packs from here on are left alone
 _LARGE_COUNT = 1 << 20
@@ -78,7 +82,7 @@ def choose(packs: Collection[Pack]) -> list[Pack]:
     return small[:cut][::-1]
 
 
-def merge(folder: str, packs: Sequence[Pack], drop: Collection[bytes] = ()) -> Pack | None:
+def merge(folder: str, packs: Sequence[Pack], drop: Collection[bytes] | Drop = ()) -> Pack | None:
     """Write the blocks of several packs into a new one, each block once.
 
     Parameters
@@ -86,8 +90,8 @@ def merge(folder: str, packs: Sequence[Pack], drop: Collection[bytes] = ()) -> P
     folder : str
         Where the new pack will lie.
     packs : sequence of Pack
-    drop : collection of bytes
-        Multihashes of the blocks to leave out.
+    drop : collection of bytes, or callable
+        Multihashes of the blocks to leave out, or what tells which they are.
 
     Returns
     -------
@@ -103,7 +107,10 @@ def merge(folder: str, packs: Sequence[Pack], drop: Collection[bytes] = ()) -> P
     """
     surveys = [_survey(pack) for pack in packs]
     _drop_copies(surveys)
-    if drop:
+    if callable(drop):
+        for survey in surveys:
+            survey.keep &= ~drop(survey.keys())
+    elif drop:
         _drop_blocks(surveys, drop)
     if not any(survey.keep.any() for survey in surveys):
         return None
@@ -111,13 +118,23 @@ def merge(folder: str, packs: Sequence[Pack], drop: Collection[bytes] = ()) -> P
     try:
         data_size = _copy(fd, surveys)
         index = encode_index(_index_groups(surveys))
-        sealed = seal_part(fd, path, data_size, index)
+        sealed = seal_part(fd, path, data_size, index, _salt(packs))
     except BaseException:
         os.close(fd)
         with suppress(OSError):
             disk.unlink(path)
         raise
+    disk.unlock(fd)  # only the packs of a session that has not flushed are locked
     return Pack(sealed, fd)
+
+
+def _salt(packs: Sequence[Pack]) -> bytes:
+    """Return what names a merged pack beside its index.
+
+    Two processes that merge the same packs make one pack. But the name of a pack that is gone never
+    comes back: a list of condemned blocks that names it would take the new one for it.
+    """
+    return BLAKE3.digest("/".join(sorted(pack.name for pack in packs)).encode())
 
 
 @dataclass(slots=True)
@@ -131,6 +148,10 @@ class _Survey:
     lengths: NDArray[np.int64]  # of whole sections
     keep: NDArray[np.bool_]
     moved: NDArray[np.int64]  # offsets in the new pack, for those that are kept
+
+    def keys(self) -> NDArray[np.uint8]:
+        """Return all multihashes, (n, 34)."""
+        return multihashes(self.codes, self.digests)
 
     def key(self, i: int) -> bytes:
         digest: bytes = self.digests[i].tobytes()

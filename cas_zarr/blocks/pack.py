@@ -217,6 +217,9 @@ class _SleepingIndex:
     def find_many(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
         return self._index().find_many(keys)
 
+    def find_rows(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
+        return self._index().find_rows(keys)
+
     def records(self) -> list[tuple[int, Digests, Offsets]]:
         return self._index().records()
 
