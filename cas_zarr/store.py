@@ -22,6 +22,7 @@ from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.opening import MEMORY
 from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.session import Session, View
+from cas_zarr.repository.subtrees import Source, attach
 from cas_zarr.repository.versions import root_of
 
 if TYPE_CHECKING:
@@ -204,7 +205,8 @@ class CASStore(Store):
         message : str
             What changed and why, at most 64 KiB.
         **options
-            ``author``, ``metadata`` and ``time``, as `Session.commit` has them.
+            ``author``, ``metadata``, ``time``, ``rebase`` and ``sign``, as `Session.commit` has
+            them.
 
         Returns
         -------
@@ -225,6 +227,46 @@ class CASStore(Store):
             For an array, in chunks, one for each dimension.
         """
         return _public(self._tree.mapping.cid(path, box))
+
+    # -- subtrees -------------------------------------------------------------------------------
+
+    def copy(self, source: str, target: str, *, overwrite: bool = False) -> None:
+        """Put a group or an array at another path too, without opening a chunk.
+
+        Parameters
+        ----------
+        source, target : str
+            Paths of nodes.
+        overwrite : bool
+            Replace what is at `target`.
+
+        Raises
+        ------
+        NotFoundError
+            If there is nothing at `source`.
+        InvalidArgumentError
+            If something is at `target`, or the path cannot take it.
+        """
+        self._check_writable()
+        self._session.prepare().copy(source, target, overwrite=overwrite)
+
+    def move(self, source: str, target: str, *, overwrite: bool = False) -> None:
+        """Put a group or an array at another path instead; see `copy`."""
+        self._check_writable()
+        self._session.prepare().move(source, target, overwrite=overwrite)
+
+    def attach(
+        self,
+        path: str,
+        version: CidLike,
+        *,
+        source: Source | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Put any version of any dataset, or a part of it, at a path; see `Session.attach`."""
+        self._check_writable()
+        session = self._session
+        attach(session.prepare(), session.repository, path, version, source, overwrite=overwrite)
 
     # -- opening and closing --------------------------------------------------------------------
 

@@ -17,11 +17,10 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from cas_zarr.blocks.base import BlockStore
 from cas_zarr.cid import CidBytes, CidLike
 from cas_zarr.errors import CasZarrError, InvalidArgumentError, ReadOnlyError
 from cas_zarr.mapping import CASMapping
-from cas_zarr.repository.subtrees import attach
+from cas_zarr.repository.subtrees import Source, attach
 from cas_zarr.repository.working import WorkingTree, trees_of
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ class Session:
         path: str,
         version: CidLike,
         *,
-        source: Repository | BlockStore | None = None,
+        source: Source | None = None,
         overwrite: bool = False,
     ) -> None:
         """Put a dataset, or a part of one, at a path, without opening a chunk.
@@ -167,8 +166,9 @@ class Session:
         version : str, bytes or CID
             The CID of a root or of a subtree; or a version, with a path behind a colon for a part
             of it: ``v1.0:air/t2m``.
-        source : Repository or BlockStore, optional
-            Where it is; by default this repository. What is missing here is copied.
+        source : Repository, BlockStore, str or path, optional
+            Where it is, or the location of a repository; by default this one. What is missing
+            here is copied.
         overwrite : bool
             Replace what is at `path`.
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from contextlib import closing
+from typing import TYPE_CHECKING, TypeAlias
 
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.cid import DAG_JSON, BytesLike, CidBytes, CidLike, as_cid_bytes, codec_of, format_cid
 from cas_zarr.errors import InvalidArgumentError, NotFoundError
 from cas_zarr.mapping import CASMapping
+from cas_zarr.repository.guard import Guard
+from cas_zarr.repository.names import looks_like_cid
 from cas_zarr.repository.versions import split_place
 from cas_zarr.tree.node import Header, Root
 from cas_zarr.tree.shards import TreeReader
@@ -17,28 +22,52 @@ from cas_zarr.tree.view import TreeView
 if TYPE_CHECKING:
     from cas_zarr.repository.repository import Repository
 
-__all__ = ["attach", "subtree_of"]
+__all__ = ["Source", "attach", "subtree_of"]
+
+
+Source: TypeAlias = "Repository | BlockStore | str | os.PathLike[str]"
 
 
 def attach(
     mapping: CASMapping,
-    repository: Repository,
+    repository: Repository | None,
     path: str,
     version: CidLike,
-    source: Repository | BlockStore | None = None,
+    source: Source | None = None,
     *,
     overwrite: bool = False,
 ) -> None:
-    """Put a dataset or a part of one at a path; see `Session.attach`."""
-    place = repository if source is None else source
+    """Put a dataset or a part of one at a path; see `Session.attach`.
+
+    Parameters
+    ----------
+    mapping : CASMapping
+        What is written to.
+    repository : Repository or None
+        Where versions are looked up without a `source`; None knows only CIDs.
+    path, version, source, overwrite
+        As `Session.attach` has them.
+    """
+    place: Repository | BlockStore
+    if isinstance(source, (str, os.PathLike)):
+        from cas_zarr.repository.repository import Repository
+
+        with closing(Repository.open(source, read_only=True)) as other:
+            return attach(mapping, repository, path, version, other, overwrite=overwrite)
+    place = source or repository or mapping.blocks
     blocks = place if isinstance(place, BlockStore) else place.blocks
     root = subtree_of(place, version)
     mapping.check_target(path, overwrite=overwrite)  # before anything is copied
-    if blocks is not mapping.blocks:
+    if blocks is mapping.blocks:
+        if repository is not None and (not isinstance(version, str) or _is_cid(version)):
+            # What has no name may have been collected in part.
+            blocks.put(root.cid(), root.to_block())
+            Guard(blocks, repository.refs).secure(root.cid(), check=True)
+    else:
         from cas_zarr.repository.sync import copy_tree
 
         copy_tree(_WithRoot(blocks, root), mapping.blocks, root.cid())
-    mapping.attach(path, root, overwrite=overwrite)
+    return mapping.attach(path, root, overwrite=overwrite)
 
 
 def subtree_of(place: Repository | BlockStore, version: CidLike) -> Root:
@@ -78,6 +107,10 @@ def subtree_of(place: Repository | BlockStore, version: CidLike) -> Root:
         )
     header = root.header  # a header of its own: what the dataset says of itself is not the part's
     return Root(Header(header.function, header.needs, header.needs_to_write), node)
+
+
+def _is_cid(version: str) -> bool:
+    return looks_like_cid(re.split("[~^@:]", version)[0])
 
 
 class _WithRoot(BlockStore):

@@ -193,11 +193,15 @@ class WorkingTree:
     def _place(
         self, root: CidBytes, record: Record, *, why: str = "", rebase: bool = True
     ) -> CidBytes:
-        """Move the branch to `root`, whose blocks are durable; unite where others were first."""
+        """Move the branch to `root`; unite where others were first.
+
+        `record` makes the branch's record and leaves all that it leads to durable. What it puts
+        comes behind the look at collections, as `Guard` asks for.
+        """
         refs, guard = self.repository.refs, self._guard
         for attempt in range(ATTEMPTS):
-            new = record(self.base, root)
             guard.secure(root, since=self.base_root)
+            new = record(self.base, root)
             try:
                 refs.update(self.branch, expected=self.base, new=new, why=why, guard=guard.record)
             except GuardError:

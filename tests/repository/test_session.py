@@ -25,7 +25,7 @@ from cas_zarr.errors import (
 )
 from cas_zarr.repository.refs import Branch
 from cas_zarr.repository.repository import Repository
-from cas_zarr.repository.session import Session, View
+from cas_zarr.repository.session import Session, View, close_sessions
 
 Forked = Callable[[Callable[[], object]], int]
 Strike = Callable[[int, Callable[[], object]], list[str]]
@@ -345,6 +345,42 @@ def test_a_conflict_at_exit_is_told_and_kept(path: Path) -> None:
     (name,) = Repository.open(path).refs.all_kept()
     assert name in result.stderr
     assert content(path) == {"a": b"1"}
+
+
+def test_closing_the_sessions_of_a_repository_flushes_them(path: Path) -> None:
+    repository = Repository.open(path, create=True)
+    one, two, three = (repository.session() for _ in range(3))
+    elsewhere = opened(path)
+    for session, key in ((one, "a"), (two, "b"), (elsewhere, "c")):
+        session.prepare().set_value(key, b"1")
+    close_sessions(repository)
+    assert not one.dirty
+    assert not two.dirty
+    assert elsewhere.dirty  # of another object for the same folder
+    repository.blocks.close()
+    assert content(path) == {"a": b"1", "b": b"1"}
+    three.prepare().set_value("d", b"1")  # begins anew
+    three.flush()
+    one.prepare().set_value("e", b"1")
+    one.commit("after all")
+    assert content(path) == dict.fromkeys("abde", b"1")
+    elsewhere.flush()
+
+
+def test_closing_the_sessions_tells_a_conflict_and_goes_on(path: Path) -> None:
+    repository = Repository.open(path, create=True)
+    sessions = [repository.session() for _ in range(3)]
+    for number, session in enumerate(sessions):
+        session.prepare().set_value("same", b"%d" % number)
+        session.prepare().set_value(f"own {number}", b"1")
+    with pytest.raises(ConflictError):
+        close_sessions(repository)
+    repository.blocks.close()
+    kept = Repository.open(path).refs.all_kept()
+    assert len(kept) == 2
+    found = [content(path), *(dict(Repository.open(path).at(name)) for name in kept)]
+    assert {key for one in found for key in one} == {"same", "own 0", "own 1", "own 2"}
+    close_sessions(repository)  # what was told is not told again
 
 
 # -- fork -----------------------------------------------------------------------------------------
