@@ -13,11 +13,11 @@ was written is noticed, and costs no other line.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from cas_zarr.cid import BLAKE3, DAG_CBOR, DAG_JSON, Link
+from cas_zarr.cid import BLAKE3, DAG_CBOR, DAG_JSON, CidBytes, Link
 from cas_zarr.codecs import dagjson
 from cas_zarr.codecs.dagjson import Value
 from cas_zarr.errors import FormatError
@@ -72,6 +72,12 @@ class RefMove:
     def name(self) -> str:
         """The name as it is used in a version."""
         return self.ref if self.kind == "kept root" else self.ref.partition("/")[2]
+
+    def names(self, commits: Set[CidBytes]) -> bool:
+        """Tell whether it went from or to one of some commits."""
+        return any(
+            record is not None and record.commit in commits for record in (self.old, self.new)
+        )
 
     def to_line(self) -> bytes:
         """Return the line of this move, with its end."""
@@ -128,16 +134,22 @@ def is_torn(tail: bytes) -> bool:
     return len(tail) < MAX_LINE and not any(isinstance(one, RefMove) for one in _read(tail))
 
 
-def without(data: bytes, before: int) -> tuple[bytes, int]:
-    """Return a log without the moves before a time (microseconds), and how many those were.
+def without(
+    data: bytes, before: int | None, commits: Set[CidBytes] = frozenset()
+) -> tuple[bytes, int]:
+    """Return a log without old moves, and how many those were.
 
-    Damaged lines that stand before one of them go as well.
+    Old is what was before a time (microseconds), or names one of `commits`. Damaged lines that
+    stand before a move that is too early go as well.
     """
     kept: list[bytes] = []
     dropped = 0
+    early = False
     for _, line, found in reversed(list(read_lines(data))):
         moves = [one for one in found if isinstance(one, RefMove)]
-        if all(move.time < before for move in moves) and (moves or dropped):
+        late = [move for move in moves if before is None or move.time >= before]
+        early = early or len(late) < len(moves)
+        if all(move.names(commits) for move in late) and (moves or early):
             dropped += len(moves)
         else:
             kept.append(line + b"\n")

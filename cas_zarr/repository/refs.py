@@ -329,10 +329,13 @@ class Refs(ABC):
         """Return what is wrong with the log, a damaged line each."""
         return self._damage(read_lines(self._read_log()))
 
-    def trim_log(self, before: int) -> int:
-        """Drop the moves before a time, in microseconds since 1970-01-01 UTC; return how many."""
+    def trim_log(self, before: int | None, *, commits: Set[CidBytes] = frozenset()) -> int:
+        """Drop the moves before a time, and those from or to one of some commits.
+
+        The time is in microseconds since 1970-01-01 UTC. How many were dropped is returned.
+        """
         self._check_writable()
-        return self._rewrite_log(lambda data: without(data, before))
+        return self._rewrite_log(lambda data: without(data, before, commits))
 
     def mend_log(self) -> int:
         """Drop the lines of the log that are damaged; return how many."""
