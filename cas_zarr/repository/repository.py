@@ -31,6 +31,7 @@ from cas_zarr.repository.opening import (
     same_hash,
 )
 from cas_zarr.repository.refs import Branch, MemoryRefs, Refs, Tag
+from cas_zarr.repository.remotes import blocks_for
 from cas_zarr.repository.session import Session
 from cas_zarr.repository.verify import Progress, VerifyReport, verify
 from cas_zarr.repository.versions import Resolved, not_found, read_commit, resolve
@@ -156,7 +157,7 @@ class Repository:
             repository._asked = function
             return repository
         found = same_hash(str(path), function, read_marker(path))
-        blocks = LocalBlocks(path / "packs", read_only=read_only)
+        blocks = blocks_for(refs, LocalBlocks(path / "packs", read_only=read_only))
         return cls(str(path), refs, blocks, found, read_only=read_only, author=author)
 
     @classmethod
@@ -172,7 +173,7 @@ class Repository:
         repository = cls(
             location,
             MemoryRefs(held.refs, read_only=read_only),
-            held.blocks,
+            blocks_for(held.refs, held.blocks),
             same_hash(location, function, held.function),
             read_only=read_only,
             author=author,
