@@ -11,9 +11,9 @@ was led to before the list was swept, and is marked then, or has a copy that the
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from cas_zarr.cid import DAG_CBOR, CidBytes, codec_of, format_cid
 from cas_zarr.codecs import dagjson
 from cas_zarr.errors import BlockNotFoundError, CasZarrError, FormatError, StorageError
 from cas_zarr.repository.commit import Commit
-from cas_zarr.repository.refs import Refs
+from cas_zarr.repository.refs import Branch, Refs, Tag
 from cas_zarr.tree.walk import reachable
 
 __all__ = ["CollectionRecord", "Guard", "PendingList", "collectable"]
@@ -34,6 +34,9 @@ __all__ = ["CollectionRecord", "Guard", "PendingList", "collectable"]
 _TYPE = "cas-zarr/gc"
 _VERSION = 1
 _BATCH = 1 << 14
+
+_History: TypeAlias = dict[CidBytes, tuple[CidBytes, tuple[CidBytes, ...]]]
+"""Commit -> its root, and its parents where the history is not cut there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +116,9 @@ class Guard:
     """Keeps a writer from relying on blocks that are being collected.
 
     Make one before the first block is put that a ref shall lead to: from then on what is condemned
-    counts as absent when it is put. Then, for each move of a ref: `secure` what it will lead to,
-    put and flush what is left to put (the commit), and move the ref with ``guard=guard.record``.
-    On a `GuardError`, begin again with `secure`.
+    counts as absent when it is put. Then, for each move of a ref: put and flush all that it needs,
+    `secure_move`, and move it with ``guard=guard.record``. On a `GuardError` begin again with
+    `secure_move`.
 
     Parameters
     ----------
@@ -125,34 +128,58 @@ class Guard:
     Attributes
     ----------
     record : bytes or None
-        The record of collections that `secure` has looked at last; what a ref is moved with.
+        The record of collections that was looked at last; what a ref is moved with.
     """
 
     def __init__(self, blocks: BlockStore, refs: Refs) -> None:
         self.blocks = blocks
         self.refs = refs
-        self.record: bytes | None = None
         self._partial = isinstance(blocks, TieredBlocks)
         self._own = collectable(blocks)
         self._told: tuple[bytes | None, tuple[Condemned, ...]] | None = None
         self.record, _ = self._look()
+        self._first = self.record
+
+    def secure_move(self, new: Branch | Tag | None, expected: Branch | Tag | None) -> None:
+        """Make sure that a ref can lead to `new`: its commit, history and roots.
+
+        Without a pending list, and if none came since this guard was made, this costs the reading
+        of one small file; else, a walk of what `new` has and `expected` has not.
+
+        Parameters
+        ----------
+        new : Branch, Tag or None
+            What the ref will be; None, where it is deleted, only looks.
+        expected : Branch, Tag or None
+            What the very ref that is moved is now, as the move expects it. What another ref leads
+            to does not count, for that may move before this one does.
+
+        Raises
+        ------
+        StorageError
+            If blocks are gone that `new` leads to: the writer is older than the grace time of a
+            collection. What it has written must be written again.
+        """
+        if new is not None and new != expected:
+            self._secure(new, expected, check=False)
+        else:
+            self.record, _ = self._look()
 
     def secure(
         self, root: CidBytes | None, *, since: CidBytes | None = None, check: bool = False
     ) -> None:
-        """Make sure that a ref can lead to `root`.
+        """Make sure that a ref can lead to `root`, as `secure_move` does.
 
-        Without a pending list, and if none came and went since the last look, this costs the
-        reading of one small file; else, a walk of what `root` has and `since` has not.
+        A commit that leads to the root, and was put before, is not looked at: it has to be secured
+        too, or put after this.
 
         Parameters
         ----------
         root : CidBytes or None
             A root, or a commit: then with its history and all their roots. None only looks.
         since : CidBytes, optional
-            What the very ref that is to be moved leads to, and what the move expects it to be: a
-            root for a root, a commit for a commit. What another ref leads to does not count, for
-            that may move before this one does.
+            What the very ref that is moved leads to now, as the move expects it: a root for a
+            root, a commit for a commit.
         check : bool
             Walk in any case: for what someone named by its CID, which may have been collected, in
             part, long before.
@@ -160,20 +187,26 @@ class Guard:
         Raises
         ------
         StorageError
-            If blocks are gone that `root` leads to: the writer is older than the grace time of a
-            collection. What it has written must be written again.
+            As of `secure_move`.
         """
+        if root is None or root == since:
+            self.record, _ = self._look()
+        else:
+            was = None if since is None else _as_record(since)
+            self._secure(_as_record(root), was, check=check)
+
+    # ---------------------------------------------------------------------------------------
+
+    def _secure(self, new: Branch | Tag, expected: Branch | Tag | None, *, check: bool) -> None:
         record, lists = self._look()
-        if root is not None and (check or lists or record != self.record) and root != since:
+        if check or lists or record != self._first:
             try:
-                for batch in _batches(self._needed(root, since)):
+                for batch in _batches(self._needed(new, expected)):
                     self._renew(batch)
                 self.blocks.flush()
             except BlockNotFoundError as error:
-                raise _gone(root, str(error)) from error
+                raise _gone(new, str(error)) from error
         self.record = record
-
-    # ---------------------------------------------------------------------------------------
 
     def _look(self) -> tuple[bytes | None, tuple[Condemned, ...]]:
         """Read the record and the lists that it names; tell the blocks of them."""
@@ -211,34 +244,60 @@ class Guard:
                 if not held:
                     raise BlockNotFoundError(f"block {format_cid(cid)} is not there")
 
-    def _needed(self, cid: CidBytes, since: CidBytes | None) -> Iterator[CidBytes]:
-        """Yield the blocks that `cid` leads to and `since` does not, one before those it links."""
-        if codec_of(cid) != DAG_CBOR:
-            yield from self._root(cid, since)
-            return
-        had = self._history(since) if since is not None else {}
-        fresh = self._history(cid, had)
-        yield from fresh
-        for _, (root, parent) in fresh.items():
-            before = fresh.get(parent) or had.get(parent) if parent is not None else None
-            yield from self._root(root, None if before is None else before[0])
+    def _needed(self, new: Branch | Tag, expected: Branch | Tag | None) -> Iterator[CidBytes]:
+        """Yield the blocks that `new` leads to and `expected` does not."""
+        had = None if expected is None else expected.commit
+        commits: _History = {}
+        known: _History = {}
+        if new.commit is not None and new.commit != had:
+            commits, known = self._history(new.commit, had)
+        elif had is not None:
+            known = {had: self._commit(had)}
+        work = _work(new)
+        base = _work(expected) or (known[had][0] if had in known else None)
+        yield from commits
+        if work is not None:
+            yield from self._root(work, base)
+        for root, parents in commits.values():  # each commit costs what it changed
+            if root not in (work, base):
+                parent = parents[0] if parents else None
+                before = commits.get(parent) or known.get(parent) if parent else None
+                on_top = had is not None and parent == had
+                yield from self._root(root, base if on_top else before[0] if before else None)
 
-    def _history(
-        self, cid: CidBytes, without: Container[CidBytes] = ()
-    ) -> dict[CidBytes, tuple[CidBytes, CidBytes | None]]:
-        """Return root and first parent of each commit of a history."""
-        shallow = self.refs.shallow()
-        found: dict[CidBytes, tuple[CidBytes, CidBytes | None]] = {}
+    def _history(self, cid: CidBytes, since: CidBytes | None) -> tuple[_History, _History]:
+        """Return the commits of a history that are not in that of `since`, and some that are."""
+        had: _History = {}
+        if since is not None:
+            had[since] = self._commit(since)
+        fresh: _History = {}
+        whole = False
         pending = [cid]
         while pending:
             cid = pending.pop()
-            if cid in found or cid in without:
+            if cid in fresh or cid in had:
                 continue
-            commit = Commit.from_block(cid, self.blocks.get(cid))
-            parents = () if cid in shallow else commit.parents
-            found[cid] = commit.root, parents[0] if parents else None
-            pending.extend(parents)
+            if fresh and since is not None and not whole:  # more than one commit upon `since`
+                had, whole = self._all(since), True
+                if cid in had:
+                    continue
+            fresh[cid] = self._commit(cid)
+            pending.extend(fresh[cid][1])
+        return fresh, had
+
+    def _all(self, cid: CidBytes) -> _History:
+        found: _History = {}
+        pending = [cid]
+        while pending:
+            cid = pending.pop()
+            if cid not in found:
+                found[cid] = self._commit(cid)
+                pending.extend(found[cid][1])
         return found
+
+    def _commit(self, cid: CidBytes) -> tuple[CidBytes, tuple[CidBytes, ...]]:
+        commit = Commit.from_block(cid, self.blocks.get(cid))
+        return commit.root, () if cid in self.refs.shallow() else commit.parents
 
     def _root(self, root: CidBytes, since: CidBytes | None) -> Iterator[CidBytes]:
         if root == since:
@@ -266,9 +325,20 @@ def _batches(cids: Iterable[CidBytes]) -> Iterator[list[CidBytes]]:
         yield batch
 
 
-def _gone(root: CidBytes, why: str) -> StorageError:
+def _as_record(cid: CidBytes) -> Branch:
+    """Return a record that leads to a root or a commit alone."""
+    return Branch(commit=cid) if codec_of(cid) == DAG_CBOR else Branch(work=cid)
+
+
+def _work(record: Branch | Tag | None) -> CidBytes | None:
+    return record.work if isinstance(record, Branch) else None
+
+
+def _gone(new: Branch | Tag, why: str) -> StorageError:
+    cid = _work(new) or new.commit
+    assert cid is not None
     return StorageError(
-        f"{format_cid(root)} cannot be placed: this session is older than the grace time of a "
+        f"{format_cid(cid)} cannot be placed: this session is older than the grace time of a "
         f"collection of garbage, which has deleted blocks that it relied on ({why}); open it anew "
         "and write the data again"
     )
