@@ -120,7 +120,8 @@ class Session:
             Where another writer moved the branch meanwhile: unite the changes with theirs if they
             don't overlap. With false, nothing is committed then.
         sign : key, optional
-            An Ed25519 key to sign with, as `cas_zarr.repository.signing` takes it.
+            An Ed25519 key to sign with, from `cas_zarr.repository.signing.load_key`, or what that
+            takes: the path of its file.
 
         Returns
         -------

@@ -195,13 +195,12 @@ class WorkingTree:
     ) -> CidBytes:
         """Move the branch to `root`; unite where others were first.
 
-        `record` makes the branch's record and leaves all that it leads to durable. What it puts
-        comes behind the look at collections, as `Guard` asks for.
+        `record` makes the branch's record and leaves all that it leads to durable.
         """
         refs, guard = self.repository.refs, self._guard
         for attempt in range(ATTEMPTS):
-            guard.secure(root, since=self.base_root)
             new = record(self.base, root)
+            guard.secure_move(new, self.base)
             try:
                 refs.update(self.branch, expected=self.base, new=new, why=why, guard=guard.record)
             except GuardError:
@@ -277,7 +276,7 @@ class WorkingTree:
         self.mapping.flush()
         record = Branch(commit=None if self.base is None else self.base.commit, work=root)
         while True:
-            self._guard.secure(root)  # the branch may lead to what this began with no more
+            self._guard.secure_move(record, None)
             try:
                 name = self.repository.refs.keep(
                     self.branch,
@@ -319,12 +318,12 @@ def view_of(blocks: Any, root: CidBytes | None, function: Any) -> TreeView:
 
 
 def signed(commit: Commit, key: Any) -> Commit:
-    """Return a commit with a signature, if there is a key."""
+    """Return a commit with a signature, if there is a key: one that was loaded, or its file."""
     if key is None:
         return commit
-    from cas_zarr.repository.signing import sign
+    from cas_zarr.repository.signing import load_key, sign
 
-    return sign(commit, key)
+    return sign(commit, load_key(key) if isinstance(key, (str, bytes, os.PathLike)) else key)
 
 
 def subject(message: str) -> str:
