@@ -13,22 +13,46 @@ from collections.abc import Sequence
 import click
 
 from cas_zarr import errors
+from cas_zarr.cli.checking import prove_command, repair_command, verify_proof_command
+from cas_zarr.cli.cleaning import expire_command, gc_command, repack_command
+from cas_zarr.cli.combining import (
+    attach_command,
+    cherry_pick_command,
+    cp_command,
+    merge_command,
+    mv_command,
+    rebase_command,
+    revert_command,
+)
+from cas_zarr.cli.comparing import diff_command, same_command
+from cas_zarr.cli.history import (
+    branch_command,
+    commit_command,
+    log_command,
+    reflog_command,
+    reset_command,
+    tag_command,
+)
 from cas_zarr.cli.importing import import_command
 from cas_zarr.cli.output import printable
 from cas_zarr.cli.reading import (
     cat_root_command,
     cid_command,
-    log_command,
     ls_command,
     show_command,
     stats_command,
     verify_command,
 )
+from cas_zarr.cli.sections import Commands
+from cas_zarr.cli.sharing import clone_command, fetch_command, pull_command, push_command
 
 __all__ = ["cli", "run"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="cas_zarr", prog_name="cas-zarr")
 def cli() -> None:
     """Git for arrays: a content-addressed store for Zarr.
@@ -37,17 +61,41 @@ def cli() -> None:
     """
 
 
-for command in (
+for entry in (
     import_command,
     ls_command,
     show_command,
-    log_command,
     stats_command,
     cid_command,
-    verify_command,
     cat_root_command,
+    commit_command,
+    log_command,
+    branch_command,
+    tag_command,
+    reset_command,
+    reflog_command,
+    diff_command,
+    same_command,
+    merge_command,
+    cherry_pick_command,
+    revert_command,
+    rebase_command,
+    cp_command,
+    mv_command,
+    attach_command,
+    clone_command,
+    fetch_command,
+    pull_command,
+    push_command,
+    gc_command,
+    expire_command,
+    repack_command,
+    verify_command,
+    repair_command,
+    prove_command,
+    verify_proof_command,
 ):
-    cli.add_command(command)
+    cli.add_command(entry)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from cas_zarr.cid import CidBytes, format_cid
-from cas_zarr.cli.options import author_option, json_option, repository_argument
+from cas_zarr.cid import format_cid
+from cas_zarr.cli.options import author_option, committed_root, json_option, repository_argument
 from cas_zarr.cli.output import count, print_json, print_pairs, progress_bar, size_text
+from cas_zarr.cli.sections import command
 from cas_zarr.repository.imports import ImportReport, import_zarr
 from cas_zarr.repository.repository import Repository
 
@@ -39,7 +40,12 @@ class _Chunks(click.ParamType):  # type: ignore[type-arg]
         return chunks
 
 
-@click.command("import")
+@command(
+    "import",
+    "data",
+    "cas-zarr import era5.zarr weather.cas --path era5",
+    "cas-zarr import A1B.nc weather.cas --path a1b --chunks time=10",
+)
 @click.argument("source")
 @repository_argument
 @click.option("--path", default="", help="Node to put it at; the root by default.")
@@ -128,7 +134,7 @@ def import_command(
             report = import_zarr(source, session, path=path, replace=replace, progress=progress)
         root = session.flush()
         commit = None
-        if not no_commit and root != _committed(opened, branch):
+        if not no_commit and root != committed_root(opened, branch):
             commit = session.commit(message or _message(report))
     if as_json:
         print_json(
@@ -151,14 +157,6 @@ def import_command(
     elif not no_commit:
         pairs.append(("commit", "none: the branch has this root already"))
     print_pairs(pairs)
-
-
-def _committed(repository: Repository, branch: str) -> CidBytes | None:
-    """Return the root of the newest commit of a branch."""
-    record = repository.record(branch)
-    if record is None or record.commit is None:
-        return None
-    return repository.resolve(record.commit).root
 
 
 def _message(report: ImportReport) -> str:

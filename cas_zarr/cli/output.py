@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeRemainingColumn,
@@ -28,8 +29,12 @@ from rich.table import Table
 from rich.text import Text
 
 from cas_zarr.cid import CidBytes, Link, format_cid
+from cas_zarr.errors import MissingDependencyError
+from cas_zarr.repository.commit import Commit
 
 __all__ = [
+    "block_bar",
+    "box_text",
     "cid_text",
     "count",
     "counter",
@@ -39,7 +44,9 @@ __all__ = [
     "printable",
     "progress_bar",
     "shape_text",
+    "signature_text",
     "size_text",
+    "steps",
     "time_text",
 ]
 
@@ -134,6 +141,25 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 @contextmanager
+def block_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Give a function to call with blocks done and blocks in all; None without a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("blocks"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
 def counter(what: str) -> Iterator[Callable[[int, int], None] | None]:
     """Give a function to call with blocks and bytes that are done; None without a terminal."""
     console = Console(stderr=True)
@@ -142,6 +168,19 @@ def counter(what: str) -> Iterator[Callable[[int, int], None] | None]:
         return
     with console.status(what) as status:
         yield lambda blocks, size: status.update(
+            f"{what}: {count(blocks, 'block')}, {size_text(size)}"
+        )
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str, int, int], None] | None]:
+    """Give a function to call with what is done, blocks and bytes; None without a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    with console.status("") as status:
+        yield lambda what, blocks, size: status.update(
             f"{what}: {count(blocks, 'block')}, {size_text(size)}"
         )
 
@@ -175,6 +214,12 @@ def shape_text(shape: Sequence[int] | None) -> str:
     return " x ".join(map(str, shape)) or "scalar"
 
 
+def box_text(box: Sequence[slice | tuple[int, int]]) -> str:
+    """Return a box of an array's index as ``[0:10, 5:6]``; ``[...]`` of an array without any."""
+    sides = [(one.start, one.stop) if isinstance(one, slice) else one for one in box]
+    return f"[{', '.join(f'{start}:{stop}' for start, stop in sides) or '...'}]"
+
+
 def time_text(microseconds: int) -> str:
     """Return a time, in microseconds since 1970, as ISO 8601 in UTC."""
     try:
@@ -182,3 +227,18 @@ def time_text(microseconds: int) -> str:
     except (OverflowError, ValueError, OSError):  # no calendar has it
         return f"{microseconds} microseconds since 1970-01-01"
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def signature_text(commit: Commit) -> str | None:
+    """Return who signed a commit and whether that holds; None where nobody did."""
+    if commit.signature is None:
+        return None
+    from cas_zarr.repository.signing import check, signer_text
+
+    try:
+        state = check(commit)
+    except MissingDependencyError as error:
+        return f"not checked: {error}"
+    if state.signer is None:
+        return "in a form that is not known here"
+    return f"{signer_text(state.signer)} ({'valid' if state.valid else 'NOT VALID'})"

@@ -1,4 +1,4 @@
-"""The commands that read: `ls`, `show`, `log`, `stats`, `cid`, `verify`, `cat-root`."""
+"""The commands that read: `ls`, `show`, `stats`, `cid`, `verify`, `cat-root`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from cas_zarr.cli.output import (
     printable,
     shape_text,
     size_text,
-    time_text,
 )
+from cas_zarr.cli.sections import command
 from cas_zarr.errors import NotFoundError
 from cas_zarr.repository.describe import NodeInfo, describe, iter_nodes, unfold
 from cas_zarr.repository.repository import Repository
@@ -36,7 +36,6 @@ from cas_zarr.repository.stats import dataset_stats
 __all__ = [
     "cat_root_command",
     "cid_command",
-    "log_command",
     "ls_command",
     "show_command",
     "stats_command",
@@ -44,7 +43,7 @@ __all__ = [
 ]
 
 
-@click.command("ls")
+@command("ls", "data", "cas-zarr ls weather.cas -r", "cas-zarr ls weather.cas era5 --version v1.0")
 @repository_argument
 @path_argument
 @click.option("--recursive", "-r", is_flag=True, help="List everything below, not only children.")
@@ -83,7 +82,7 @@ def ls_command(
     )
 
 
-@click.command("show")
+@command("show", "data", "cas-zarr show weather.cas era5/t2m")
 @repository_argument
 @path_argument
 @version_option
@@ -122,51 +121,7 @@ def show_command(
     print_pairs(pairs)
 
 
-@click.command("log")
-@repository_argument
-@click.argument("version", default="main")
-@click.option("--limit", "-n", type=click.IntRange(min=1), help="Show no more commits than this.")
-@json_option
-def log_command(repository: str, version: str, limit: int | None, as_json: bool) -> None:
-    """Show the commits of a version, newest first."""
-    repo = Repository.open(repository, read_only=True)
-    entries = []
-    for entry in repo.log(version):
-        entries.append(entry)
-        if limit is not None and len(entries) == limit:
-            break
-    if as_json:
-        print_json(
-            [
-                {
-                    "commit": format_cid(entry.cid),
-                    "root": format_cid(entry.commit.root),
-                    "parents": [format_cid(parent) for parent in entry.commit.parents],
-                    "author": entry.commit.author,
-                    "time": time_text(entry.commit.time),
-                    "message": entry.commit.message,
-                    "metadata": entry.commit.metadata,
-                }
-                for entry in entries
-            ]
-        )
-        return
-    for number, entry in enumerate(entries):
-        if number:
-            click.echo()
-        click.secho(f"commit {format_cid(entry.cid)}", fg="yellow")
-        click.echo(f"root   {format_cid(entry.commit.root)}")
-        if len(entry.commit.parents) > 1:
-            click.echo("merge  " + " ".join(format_cid(p) for p in entry.commit.parents))
-        if entry.commit.author:
-            click.echo(f"author {printable(entry.commit.author)}")
-        click.echo(f"date   {time_text(entry.commit.time)}")
-        click.echo()
-        for line in entry.commit.message.splitlines():
-            click.echo(f"    {printable(line)}")
-
-
-@click.command("stats")
+@command("stats", "data", "cas-zarr stats weather.cas")
 @repository_argument
 @path_argument
 @version_option
@@ -228,13 +183,19 @@ def stats_command(
     )
 
 
-@click.command("cid")
+@command(
+    "cid",
+    "data",
+    "cas-zarr cid weather.cas era5/t2m --version main~1",
+    "cas-zarr cid weather.cas era5/t2m --box 0:10,0:4,0:4",
+)
 @repository_argument
 @path_argument
 @click.option(
     "--box",
     metavar="A:B,...",
-    help="Only a box of an array's chunks: a range of chunk indices for each dimension.",
+    help="Only a box of an array's chunks: a range of chunk indices, not elements, for each "
+    "dimension.",
 )
 @version_option
 @json_option
@@ -303,7 +264,7 @@ def verify_command(repository: str, version: str | None, as_json: bool) -> None:
         click.get_current_context().exit(1)
 
 
-@click.command("cat-root")
+@command("cat-root", "data", "cas-zarr cat-root weather.cas | jq .nodes")
 @repository_argument
 @click.option("--raw", is_flag=True, help="The exact bytes of the block, as they are hashed.")
 @version_option

@@ -8,6 +8,7 @@ from inspect import cleandoc
 import click
 
 from cas_zarr.cli.group import cli
+from cas_zarr.cli.sections import SECTIONS, Command
 
 __all__ = ["reference"]
 
@@ -23,18 +24,29 @@ Results go to the standard output, errors, warnings and progress bars to the sta
 
 def reference() -> str:
     """Return the reference of all commands as Markdown."""
-    parts = [_INTRODUCTION]
-    for name, command in sorted(cli.commands.items()):
-        parts.append("\n".join(_command(name, command)))
+    sections = cli.sections()
+    contents = [
+        f"- {SECTIONS[section]}: "
+        + ", ".join(f"[`{entry.name}`](#{entry.name})" for entry in commands)
+        for section, commands in sections.items()
+    ]
+    parts = [_INTRODUCTION, "\n".join(contents)]
+    for section, commands in sections.items():
+        parts.append(f"## {SECTIONS[section]}")
+        parts += ["\n".join(_command(entry)) for entry in commands]
     return "\n\n".join(parts) + "\n"
 
 
-def _command(name: str, command: click.Command) -> Iterator[str]:
-    context = click.Context(command, info_name=f"cas-zarr {name}")
+def _command(command: click.Command) -> Iterator[str]:
+    context = click.Context(command, info_name=f"cas-zarr {command.name}")
     usage = " ".join(command.collect_usage_pieces(context))
-    yield f"## `{name}`\n"
-    yield f"    cas-zarr {name} {usage}\n"
+    yield f"### `{command.name}`\n"
+    yield f"    cas-zarr {command.name} {usage}\n"
     yield cleandoc(command.help or "")
+    if isinstance(command, Command) and command.examples:
+        yield "\n```sh"
+        yield from command.examples
+        yield "```"
     options = [option for option in command.params if isinstance(option, click.Option)]
     yield "\n| option | meaning |\n| --- | --- |"
     for option in options:
