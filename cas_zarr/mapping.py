@@ -450,16 +450,14 @@ class CASMapping(MutableMapping[str, bytes]):
         taken = self.view.node(path) if path == "" else self.exists(path) or self._has_below(path)
         if taken and not overwrite:
             raise InvalidArgumentError(
-                f"there is something at {path or 'the root'!r} already; pass overwrite=True to "
-                "replace it, or give another path"
+                f"there is something at {repr(path) if path else 'the root'} already; pass "
+                "overwrite=True to replace it, or give another path"
             )
         return path
 
     def _graft(self, path: str, node: Node | None) -> None:
         from cas_zarr.tree.graft import graft
 
-        if node is not None and path and self._find(path) is not None:
-            self._state[1].delete(path)  # a key of the same name
         self._adopt(graft(self._settle(), path, node))
 
     def _has_below(self, path: str) -> bool:

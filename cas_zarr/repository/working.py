@@ -298,7 +298,8 @@ def _told(changes: Sequence[NodeChange]) -> str:
     for change in changes[:_SHOWN]:
         chunks = sum(map(len, change.chunks)) if change.status == "changed" else 0
         count = f" ({chunks} chunk{'' if chunks == 1 else 's'})" if chunks else ""
-        parts.append(f"{change.status} {change.path or 'the root group'!r}{count}")
+        where = repr(change.path) if change.path else "the root"
+        parts.append(f"{change.status} {where}{count}")
     more = len(changes) - len(parts)
     return ", ".join(parts) + (f" and {more} more" if more else "")
 
