@@ -458,6 +458,8 @@ class CASMapping(MutableMapping[str, bytes]):
     def _graft(self, path: str, node: Node | None) -> None:
         from cas_zarr.tree.graft import graft
 
+        if node is not None and path and self._find(path) is not None:
+            self._state[1].delete(path)  # a key of the same name
         self._adopt(graft(self._settle(), path, node))
 
     def _has_below(self, path: str) -> bool:
