@@ -35,7 +35,7 @@ from cas_zarr.cid import (
     make_cid,
 )
 from cas_zarr.codecs import dagpb
-from cas_zarr.codecs.car import DATA_START, encode_wrapper, parse_wrapper
+from cas_zarr.codecs.car import DATA_START, encode_wrapper, parse_wrapper, section_head
 from cas_zarr.codecs.carindex import decode_index, encode_index
 from cas_zarr.errors import FormatError, InvalidCIDError
 from cas_zarr.parallel import WORKERS, map_ordered
@@ -51,6 +51,7 @@ _CID = re.compile(
     b"|".join(re.escape(bytes(make_cid(c, h, b""))) for c in _CODECS for h in HASHES.values())
 )
 _LONGEST_VARINT = 4
+_LEAST_HEAD = 1 + DIGEST_SIZE + 4
 
 OnBytes = Callable[[int, int], None]
 """Called with blocks and bytes that were checked since the last call."""
@@ -96,6 +97,8 @@ class PackCheck:
     faults : tuple of PackFault
     suspects : frozenset of bytes
         Multihashes of blocks that cannot be relied on to be read from this pack.
+    indexed : bool
+        Whether its index can be read. If not, nobody knows what it held.
     """
 
     path: str
@@ -103,6 +106,7 @@ class PackCheck:
     blocks: int
     faults: tuple[PackFault, ...]
     suspects: frozenset[bytes] = field(repr=False)
+    indexed: bool = True
 
 
 def pack_paths(folder: str) -> list[str]:
@@ -197,11 +201,13 @@ class _Checker:
         """Check the file from front to back."""
         file = self.file
         end = self._wrapper()
+        indexed = True
         index_bytes = file.read(end, file.size - end)
         try:
             self.index = decode_index(index_bytes)
         except FormatError as error:
             self._fault(end, f"its index cannot be read: {error}")
+            indexed = False
         if file.read(DATA_START, len(EMPTY_PAYLOAD)) != EMPTY_PAYLOAD:
             self._fault(DATA_START, "its payload does not begin with a header without roots")
         self._sections(DATA_START + len(EMPTY_PAYLOAD), end)
@@ -209,7 +215,12 @@ class _Checker:
         if self.faults and self.faults[0].offset == 0:  # readers may look at other places
             self.suspects.update(self._section_keys(), self._index_records())
         return PackCheck(
-            file.path, file.size, len(self.offsets), tuple(self.faults), frozenset(self.suspects)
+            file.path,
+            file.size,
+            len(self.offsets),
+            tuple(self.faults),
+            frozenset(self.suspects),
+            indexed,
         )
 
     def _fault(self, offset: int | None, reason: str, cid: CidBytes | None = None) -> None:
@@ -461,22 +472,28 @@ class _Salvage:
 
         The length is not looked at, only how many bytes it may take.
         """
-        for width in range(1, _LONGEST_VARINT + 1):
+        for begin in range(_LEAST_HEAD, min(_LEAST_HEAD + _LONGEST_VARINT, len(whole)) + 1):
+            data = whole[begin:]
             for size in (DIGEST_SIZE + 4, DIGEST_SIZE + 5):
-                head, data = whole[width : width + size], whole[width + size :]
-                if len(head) < size:
-                    continue
-                if _CID.match(head) is not None and len(head) == _cid_size(head):
-                    yield CidBytes(head), data
-                codec = head[1] if size == DIGEST_SIZE + 4 else DAG_JSON
-                for code, function in HASHES.items():
-                    digest = function.digest(data)
-                    if bytes([code, DIGEST_SIZE]) + digest in self.known:
-                        yield make_cid(_nearest(codec, data), function, digest), data
+                cid = CidBytes(whole[begin - size : begin])
+                if _CID.match(cid) is not None and size == _cid_size(cid):
+                    yield cid, data
+            for code, function in HASHES.items():
+                digest = function.digest(data)
+                if bytes([code, DIGEST_SIZE]) + digest in self.known:
+                    cids = [make_cid(codec, function, digest) for codec in _able(data)]
+                    yield min(cids, key=lambda cid: _distance(cid, data, whole[:begin])), data
 
 
-def _cid_size(head: bytes) -> int:
-    return DIGEST_SIZE + (5 if head[1] & 0x80 else 4)
+def _cid_size(cid: bytes) -> int:
+    return DIGEST_SIZE + (5 if cid[1] & 0x80 else 4)
+
+
+def _distance(cid: CidBytes, data: bytes, head: bytes) -> int:
+    """Return in how many bits `head` differs from what should stand before a block."""
+    should = section_head(cid, len(data))
+    pairs = zip(should, head, strict=False)
+    return 8 * abs(len(should) - len(head)) + sum((a ^ b).bit_count() for a, b in pairs)
 
 
 def _payload_end(file: _File) -> int:
@@ -517,5 +534,8 @@ def _with_codec(cid: CidBytes, data: bytes) -> CidBytes:
 
 def _nearest(codec: int, data: bytes) -> int:
     """Return the codec with the fewest other bits that the bytes can be of."""
-    able = [known for known in _CODECS if _fits(known, memoryview(data))]
-    return min(able, key=lambda known: (known ^ codec).bit_count())
+    return min(_able(data), key=lambda known: (known ^ codec).bit_count())
+
+
+def _able(data: bytes) -> list[int]:
+    return [codec for codec in _CODECS if _fits(codec, memoryview(data))]

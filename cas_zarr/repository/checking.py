@@ -501,10 +501,9 @@ class Checker:
             return data
         try:
             return self.blocks.get(cid)
-        except FormatError:
-            raise
-        except CasZarrError:
-            if self._heal is None or not self._heal([cid])[0]:
+        except CasZarrError as error:
+            promised = self._promises and isinstance(error, BlockNotFoundError)
+            if promised or self._heal is None or not self._heal([cid])[0]:
                 raise
         return self.blocks.get(cid)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.local import LocalBlocks
-from cas_zarr.blocks.packcheck import PackFault, check_pack, pack_paths
+from cas_zarr.blocks.packcheck import PackCheck, PackFault, check_pack, pack_paths
 from cas_zarr.blocks.tiered import TieredBlocks
 from cas_zarr.cid import CidBytes, CidLike, format_cid
 from cas_zarr.codecs import dagjson
@@ -123,32 +123,45 @@ def verify(
 
 def check_packs(
     blocks: LocalBlocks, *, data: bool = True, progress: Progress | None = None
-) -> tuple[int, tuple[PackFault, ...], frozenset[bytes]]:
-    """Check the packs of a local repository.
+) -> Iterator[PackCheck]:
+    """Check the packs of a local repository, one after another.
 
-    Returns
-    -------
-    packs : int
-        How many were checked.
-    faults : tuple of PackFault
-    suspects : frozenset of bytes
-        Multihashes of the blocks that cannot be relied on.
+    Parameters
+    ----------
+    blocks : LocalBlocks
+    data : bool
+        Whether every block is read and hashed.
+    progress : callable, optional
+        Called with the blocks and the bytes that have been checked.
     """
-    run = _Run(blocks, None, False, None)
-    suspects = run.packs(blocks, data, progress)
-    return run.pack_count, tuple(run.faults), suspects
+    done: set[str] = set()
+    counts = [0, 0]
+
+    def count(blocks: int, size: int) -> None:
+        counts[0] += blocks
+        counts[1] += size
+        if progress is not None:
+            progress(*counts)
+
+    while fresh := [path for path in pack_paths(blocks.path) if path not in done]:
+        for path in fresh:
+            done.add(path)
+            try:
+                yield check_pack(path, data=data, progress=count)
+            except FileNotFoundError:  # merged into another one, which is met the next time
+                continue
 
 
 class _Run:
     def __init__(
         self,
         blocks: BlockStore,
-        refs: Refs | None,
+        refs: Refs,
         signatures: bool,
         allowed: Collection[bytes] | None,
     ) -> None:
         self.blocks = blocks
-        self._refs = refs
+        self.refs = refs
         self.signatures = signatures
         self.allowed = None if allowed is None else frozenset(bytes(key) for key in allowed)
         self.commits: set[CidBytes] = set()
@@ -157,11 +170,6 @@ class _Run:
         self.pack_count = self.pack_blocks = self.pack_size = 0
         self.signed = self.unsigned = 0
         self.hashed = False
-
-    @property
-    def refs(self) -> Refs:
-        assert self._refs is not None
-        return self._refs
 
     def begin(self, check: Checker) -> None:
         """Take the checker of the trees."""
@@ -178,25 +186,17 @@ class _Run:
     def packs(self, blocks: LocalBlocks, data: bool, progress: Progress | None) -> frozenset[bytes]:
         """Check all packs; return the multihashes of the blocks that cannot be relied on."""
         suspects: set[bytes] = set()
-        done: set[str] = set()
         self.hashed = data
 
         def count(blocks: int, size: int) -> None:
-            self.pack_blocks += blocks
-            self.pack_size += size
+            self.pack_blocks, self.pack_size = blocks, size
             if progress is not None:
-                progress(self.pack_blocks, self.pack_size)
+                progress(blocks, size)
 
-        while fresh := [path for path in pack_paths(blocks.path) if path not in done]:
-            for path in fresh:
-                done.add(path)
-                try:
-                    found = check_pack(path, data=data, progress=count)
-                except FileNotFoundError:  # merged into another one, which is met the next time
-                    continue
-                self.pack_count += 1
-                self.faults.extend(found.faults)
-                suspects |= found.suspects
+        for found in check_packs(blocks, data=data, progress=count):
+            self.pack_count += 1
+            self.faults.extend(found.faults)
+            suspects |= found.suspects
         return frozenset(suspects)
 
     def files(self) -> None:
@@ -267,9 +267,9 @@ class _Run:
                 try:
                     record = read(name)
                 except CasZarrError as error:
-                    self._record("ref", kind + name, error)
                     moves = refs.log(name, damaged="skip")
                     record = moves[-1].new if moves else None
+                    self._record("ref", kind + name, f"{error}; {_last_known(record)}")
                 if record is not None:
                     work = record.work if isinstance(record, Branch) else None
                     yield kind + name, name, record.commit, work
@@ -336,3 +336,10 @@ class _Run:
             sample=sample,
             seed=seed,
         )
+
+
+def _last_known(record: Branch | Tag | None) -> str:
+    if record is None:
+        return "the log of refs does not have it"
+    cid = record.commit or (record.work if isinstance(record, Branch) else None)
+    return "it had nothing yet" if cid is None else f"the log of refs has it at {format_cid(cid)}"
