@@ -331,7 +331,7 @@ class CASMapping(MutableMapping[str, bytes]):
                     f"another writer made a dataset with {header.function.name} here, this one has "
                     f"{self._function.name}; open the branch anew"
                 )
-            self._adopt(merge(views[0], ours, views[1]))
+            self._adopt(merge(views[0], ours, views[1]).root)
 
     def cid(self, path: str = "", box: Sequence[slice | tuple[int, int]] | None = None) -> CidBytes:
         """Return the CID of a group or an array, or of a box of an array's chunks.

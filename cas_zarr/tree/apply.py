@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -12,22 +13,76 @@ from cas_zarr.cid import DAG_CBOR, DAG_PB, DIGEST_SIZE, HASHES, RAW, CidBytes, H
 from cas_zarr.codecs.shardindex import ShardLayout, parse_layout
 from cas_zarr.errors import InvalidArgumentError, LimitError, NotFoundError
 from cas_zarr.tree.changes import Changes, pack_value, unpack_value
+from cas_zarr.tree.chunktree import TreeRef
 from cas_zarr.tree.classify import Classifier, NodeEdit, moved_keys
 from cas_zarr.tree.keys import chunk_names, form_of, parse_chunk, parse_form, split_key
-from cas_zarr.tree.morton import COORDINATE_BITS, decode
+from cas_zarr.tree.morton import COORDINATE_BITS, Codes, decode
 from cas_zarr.tree.node import DOCUMENT_LIMIT, EMPTY, Document, Node, Root, Value, document_text
 from cas_zarr.tree.page import CID_SIZE
 from cas_zarr.tree.shards import edit_entries, get_child
+from cas_zarr.tree.table import Table
 from cas_zarr.tree.update import update
-from cas_zarr.tree.values import MAX_VALUE_SIZE, read_value, write_value
+from cas_zarr.tree.values import MAX_VALUE_SIZE, is_file, read_value, write_value
 from cas_zarr.tree.view import TreeView
 
-__all__ = ["apply", "link"]
+__all__ = ["ChunkEdit", "apply", "bind", "link"]
 
 _DOCUMENT: Final = "zarr.json"
 
 
-def apply(view: TreeView, changes: Changes) -> Root:
+@dataclass(frozen=True, slots=True, eq=False)
+class ChunkEdit:
+    """Chunks of one array that are set and deleted all at once.
+
+    Attributes
+    ----------
+    path, form : str
+        The array, and which of its trees.
+    rows : callable
+        Returns the chunks to set, as of `chunk_table`, and the ascending codes of others to
+        delete; called only where they are needed.
+    layout : ShardLayout or None
+        The sharding that long values were cut for.
+    whole : TreeRef or None
+        A tree that is stored and holds just the chunks to set; taken as it is where there is none.
+    """
+
+    path: str
+    form: str
+    rows: Callable[[], tuple[Table, Codes]]
+    layout: ShardLayout | None = None
+    whole: TreeRef | None = None
+
+    def enter(self, changes: Changes) -> None:
+        """Enter the chunks into changes key by key."""
+        kind, ndim = parse_form(self.form)
+        base = f"{self.path}/" if self.path else ""
+        sets, deletes = self.rows()
+        for name in chunk_names(kind, decode(deletes, ndim)):
+            bind(changes, base + name, None)
+        sizes = sets.sizes.tolist()
+        for row, name in enumerate(chunk_names(kind, decode(sets.codes, ndim))):
+            value = Value(CidBytes(sets.cids[row].tobytes()), sizes[row])
+            bind(changes, base + name, value, self.layout)
+
+
+def bind(
+    changes: Changes, key: str, value: Value | None, layout: ShardLayout | None = None
+) -> None:
+    """Enter a key into changes whose keys come in any order: what is set is not deleted again.
+
+    `layout` is the sharding that a long value was cut for.
+    """
+    if value is None:
+        if changes.values.get(key) is None:  # else it has only moved to another tree
+            changes.delete(key)
+        return
+    changes.set_value(key, pack_value(value.cid, value.size))
+    if is_file(value.cid):
+        changes.layouts[key] = layout
+
+
+def apply(view: TreeView, changes: Changes, chunks: Sequence[ChunkEdit] = ()) -> Root:
     """Return the root of a version with some keys set and deleted.
 
     Pages, shards and long documents are written to the view's block store; the root document
@@ -39,8 +94,10 @@ def apply(view: TreeView, changes: Changes) -> Root:
         The version as it is.
     changes : Changes
         What was set and deleted, whose values are stored already.
+    chunks : sequence of ChunkEdit
+        More chunks; a key in `changes` goes before them.
     """
-    return _Application(view, changes).run()
+    return _Application(view, changes).run(chunks)
 
 
 def link(
@@ -117,8 +174,21 @@ class _Application:
         self.classifier = Classifier(view, changes)
         self._layouts: dict[str, ShardLayout | None] = {}
 
-    def run(self) -> Root:
+    def run(self, chunks: Sequence[ChunkEdit] = ()) -> Root:
         changes, edit = self.changes, NodeEdit()
+        for one in chunks:
+            if self._stays_together(one):
+                kind, ndim = parse_form(one.form)
+                tree = edit.at(one.path).tree(kind, ndim)
+                tree.bulk, tree.whole = one.rows, one.whole
+                continue
+            apart = Changes()
+            one.enter(apart)
+            for key, packed in apart.values.items():
+                if key not in changes.values:
+                    changes.values[key] = packed
+                    if key in apart.layouts:
+                        changes.layouts[key] = apart.layouts[key]
         for folder in changes.cleared:
             edit.at(folder[:-1]).clear = True
         moved = moved_keys(self.classifier, edit)
@@ -131,6 +201,24 @@ class _Application:
         node = self.node(self.view.root.node, edit)
         return Root(self.view.root.header, node or EMPTY)
 
+    def _stays_together(self, one: ChunkEdit) -> bool:
+        """Tell whether chunks are their array's whatever else changes, and cut as it says."""
+        path, classifier = one.path, self.classifier
+        if not classifier.owns(path):
+            return False
+        if not classifier.owned_before(path) and (
+            self.view.node(path) or (path and self.view.owner(split_key(path)[0]) is not None)
+        ):
+            return False  # keys that are there already become its chunks too
+        kind = parse_form(one.form)[0]
+        head = (f"{path}/c" if path else "c") if kind == "c/" else path
+        if kind in ("c/", "/") and classifier.has_nodes_below(head, path):
+            return False
+        layout = self._layout_of(path)
+        return layout == one.layout and (
+            layout == self.view.layout(path) or not classifier.owned_before(path)
+        )
+
     def node(self, node: Node | None, edit: NodeEdit) -> Node | None:
         """Return a node as an edit leaves it; None if nothing is left."""
         base = EMPTY if node is None or edit.clear else node
@@ -140,6 +228,9 @@ class _Application:
         )
         trees = dict(base.trees)
         for form, tree_edit in edit.trees.items():
+            if tree_edit.whole is not None and form not in trees and tree_edit.in_bulk:
+                trees[form] = tree_edit.whole
+                continue
             sets, deletes = tree_edit.tables()
             ref = update(
                 self.reader, self.function, trees.pop(form, None), sets, deletes, tree_edit.ndim

@@ -9,7 +9,7 @@ from cas_zarr.codecs.shardindex import ShardLayout
 from cas_zarr.tree.keys import DOCUMENTS
 from cas_zarr.tree.node import Document, Value
 
-__all__ = ["ABSENT", "CLEAR", "Changes", "pack_value", "unpack_value"]
+__all__ = ["ABSENT", "CLEAR", "Changes", "is_document", "pack_value", "unpack_value"]
 
 ABSENT: Final = object()
 """What `Changes.get` says of a key that was deleted."""

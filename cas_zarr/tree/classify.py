@@ -8,7 +8,7 @@ follows from the final map alone, whatever the order in which its keys arrived.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from cas_zarr.errors import InvalidKeyError
 from cas_zarr.tree.changes import Changes, pack_value, unpack_value
-from cas_zarr.tree.chunktree import chunk_table
+from cas_zarr.tree.chunktree import TreeRef, chunk_table
+from cas_zarr.tree.descent import alike, matches
 from cas_zarr.tree.keys import MAX_DEPTH, OWNERS, form_of, parse_chunk, split_key
 from cas_zarr.tree.morton import COORDINATE_BITS, MAX_NDIM, Codes, encode
 from cas_zarr.tree.node import Node, Value
 from cas_zarr.tree.page import CID_SIZE
 from cas_zarr.tree.shards import iter_entries
-from cas_zarr.tree.table import Table
+from cas_zarr.tree.table import Table, concatenate
 from cas_zarr.tree.view import TreeView
 
 __all__ = ["Classifier", "NodeEdit", "TreeEdit", "moved_keys"]
@@ -35,15 +36,39 @@ _NUMBERS = re.compile(r"(?:0|[1-9][0-9]{0,9})(?:/(?:0|[1-9][0-9]{0,9}))*", re.AS
 
 @dataclass(slots=True)
 class TreeEdit:
-    """Chunks to set in and to delete from one chunk tree."""
+    """Chunks to set in and to delete from one chunk tree.
+
+    They come key by key, or as `bulk`, a table of chunks to set and codes of chunks to delete;
+    `whole` is a tree that holds just what is set.
+    """
 
     ndim: int
     coordinates: list[NDArray[np.int64]] = field(default_factory=list)
     packed: list[bytes] = field(default_factory=list)
     deletes: list[NDArray[np.int64]] = field(default_factory=list)
+    bulk: Callable[[], tuple[Table, Codes]] | None = None
+    whole: TreeRef | None = None
+
+    @property
+    def in_bulk(self) -> bool:
+        """Whether no key came one by one."""
+        return self.bulk is not None and not (self.coordinates or self.deletes)
 
     def tables(self) -> tuple[Table, Codes]:
         """Return the chunks to set, and the ascending codes of those to delete and not to set."""
+        if self.bulk is None:
+            return self._by_key()
+        table, deletes = self.bulk()
+        if self.in_bulk:
+            return table, deletes
+        first, gone = self._by_key()  # a key that came by itself has the last word
+        keyed = np.union1d(*alike(first.codes, gone))
+        kept = np.ones(len(table), bool)
+        kept[matches(table.codes, keyed)[0]] = False
+        deletes = _without(deletes, keyed) if len(deletes) and len(keyed) else deletes
+        return concatenate([table.take(kept), first]), np.union1d(*alike(deletes, gone))
+
+    def _by_key(self) -> tuple[Table, Codes]:
         sets = _stack(self.coordinates, self.ndim)
         rows = np.frombuffer(b"".join(self.packed), np.uint8).reshape(-1, _PACKED)
         sizes = np.ascontiguousarray(rows[:, CID_SIZE:]).view("<u8").reshape(-1)
@@ -192,7 +217,7 @@ class Classifier:
         if shape is None or len(keys) < 8:
             return False
         owner, kind, ndim, start = shape
-        if not self.owns(owner) or self._has_nodes_below(head, owner):
+        if not self.owns(owner) or self.has_nodes_below(head, owner):
             return False
         text = "/".join([key[start:] for key in keys])
         if dots:
@@ -215,8 +240,8 @@ class Classifier:
             tree.packed.append(b"".join(sets))
         return True
 
-    def _has_nodes_below(self, head: str, owner: str) -> bool:
-        """Tell whether there are, or will be, nodes that could own some of a bucket's keys."""
+    def has_nodes_below(self, head: str, owner: str) -> bool:
+        """Tell whether there are, or will be, nodes that could own keys of `owner` below `head`."""
         base = f"{head}/" if head else ""
         for path in self._new:
             if path != owner and (path == head or path.startswith(base)):
@@ -248,7 +273,7 @@ def moved_keys(classifier: Classifier, edit: NodeEdit) -> dict[str, bytes]:
                     if isinstance(entry, Value):
                         key = f"{folder}/{name}" if folder else name
                         if not changes.hides(key):
-                            moved[key] = _pack(entry)
+                            moved[key] = pack_value(*entry)
                         edit.at(folder).keys[name] = None
         if classifier.owned_before(path):
             keys: Iterable[str] = _chunks_of(view, path, node)
@@ -262,7 +287,7 @@ def moved_keys(classifier: Classifier, edit: NodeEdit) -> dict[str, bytes]:
             chunk = parse_chunk(key[len(owner) + 1 :] if owner else key)
             assert chunk is not None
             if not changes.hides(key):
-                moved[key] = _pack(value)
+                moved[key] = pack_value(*value)
             row = np.array([chunk[1]], np.int64).reshape(1, -1)
             edit.at(owner).tree(chunk[0], len(chunk[1])).deletes.append(row)
     return moved
@@ -324,7 +349,3 @@ def _without(codes: Codes, others: Codes) -> Codes:
 
 def _stack(parts: list[NDArray[np.int64]], ndim: int) -> NDArray[np.int64]:
     return np.concatenate(parts) if parts else np.zeros((0, ndim), np.int64)
-
-
-def _pack(value: Value) -> bytes:
-    return pack_value(value.cid, value.size)

@@ -20,7 +20,7 @@ from cas_zarr.tree.morton import Codes
 from cas_zarr.tree.page import Page
 from cas_zarr.tree.table import Table, concatenate, empty_table, from_page
 
-__all__ = ["CHUNKS", "PageError", "descend", "matches", "without_shared"]
+__all__ = ["CHUNKS", "PageError", "alike", "descend", "matches", "without_shared"]
 
 CHUNKS: Final = -1
 """The level of chunks, as `descend` gives it."""
@@ -167,7 +167,7 @@ class _Side:
 
 def matches(a: Codes, b: Codes) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the places in two ascending columns of codes where both have the same code."""
-    a, b = _alike(a, b)
+    a, b = alike(a, b)
     if len(a) > len(b):
         rows_b, rows_a = matches(b, a)
         return rows_a, rows_b
@@ -205,7 +205,7 @@ def _same(a: Table, b: Table) -> NDArray[np.bool_]:
 
 def _batches(a: Table, b: Table, bits: int) -> list[tuple[Table, Table]]:
     """Cut rows of pages where no box of either side goes across the cut."""
-    codes = np.concatenate(_alike(a.codes, b.codes))
+    codes = np.concatenate(alike(a.codes, b.codes))
     lasts = np.concatenate(_lasts(a, b, bits))
     order = np.argsort(codes, kind="stable")
     codes, lasts = codes[order], np.maximum.accumulate(lasts[order])
@@ -217,7 +217,7 @@ def _batches(a: Table, b: Table, bits: int) -> list[tuple[Table, Table]]:
             done = start
     parts = []
     places = [
-        [0, *np.searchsorted(*_alike(table.codes, np.array(cuts, codes.dtype))).tolist(), None]
+        [0, *np.searchsorted(*alike(table.codes, np.array(cuts, codes.dtype))).tolist(), None]
         for table in (a, b)
     ]
     for row in range(len(cuts) + 1):
@@ -230,7 +230,7 @@ def _touching(rows: Table, others: Table, bits: int) -> NDArray[np.bool_]:
     """Tell which boxes overlap one of `others`."""
     if len(others) == 0 or len(rows) == 0:
         return np.zeros(len(rows), bool)
-    codes, starts = _alike(rows.codes, others.codes)
+    codes, starts = alike(rows.codes, others.codes)
     lasts, ends = _lasts(rows, others, bits)
     before = np.searchsorted(starts, codes, "right")  # others that begin at or before this one
     inside = np.searchsorted(starts, lasts, "right") > before
@@ -256,7 +256,7 @@ def _lasts(a: Table, b: Table, bits: int) -> tuple[Codes, Codes]:
     return a.codes + sides[0], b.codes + sides[1]
 
 
-def _alike(a: Codes, b: Codes) -> tuple[Codes, Codes]:
+def alike(a: Codes, b: Codes) -> tuple[Codes, Codes]:
     """Return two columns of codes in one type."""
     if a.dtype == b.dtype:
         return a, b

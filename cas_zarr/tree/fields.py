@@ -14,7 +14,16 @@ from typing import Any, Final, Literal, TypeAlias
 
 from cas_zarr.codecs.dagjson import MAX_DEPTH, fits_depth
 
-__all__ = ["MISSING", "FieldChange", "FieldPath", "Side", "changed_fields", "merge_fields", "parse"]
+__all__ = [
+    "MISSING",
+    "FieldChange",
+    "FieldPath",
+    "Side",
+    "changed_fields",
+    "merge_fields",
+    "parse",
+    "text_of",
+]
 
 FieldPath: TypeAlias = "tuple[str, ...]"
 Side: TypeAlias = Literal["base", "ours", "theirs"]
@@ -149,7 +158,7 @@ def _float(text: str) -> float:
     return value
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """Return a text that equal values share."""
     if value is MISSING or isinstance(value, bytes):
         return repr(value)
@@ -161,7 +170,7 @@ def _changes(path: FieldPath, before: Any, after: Any) -> Iterator[FieldChange]:
         for name in sorted(before.keys() | after.keys()):
             inner = before.get(name, MISSING), after.get(name, MISSING)
             yield from _changes((*path, name), *inner)
-    elif _text(before) != _text(after):
+    elif text_of(before) != text_of(after):
         yield FieldChange(path, before, after)
 
 
@@ -169,7 +178,7 @@ def _merge(
     path: FieldPath, values: dict[str, Any], prefer: Side, conflicts: list[FieldPath]
 ) -> Any:
     base, ours, theirs = values["base"], values["ours"], values["theirs"]
-    texts = _text(base), _text(ours), _text(theirs)
+    texts = text_of(base), text_of(ours), text_of(theirs)
     if texts[1] == texts[2]:
         if texts[0] == texts[1]:
             return base
@@ -207,7 +216,7 @@ def _decide(
         side: {name: member for name, member in (value or {}).items() if name not in apart}
         for side, value in values.items()
     }
-    texts = {side: _text(part) for side, part in parts.items()}
+    texts = {side: text_of(part) for side, part in parts.items()}
     if texts["ours"] == texts["theirs"] or texts["base"] in (texts["ours"], texts["theirs"]):
         return
     fields = {

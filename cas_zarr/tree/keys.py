@@ -26,6 +26,7 @@ __all__ = [
     "PLAIN_LENGTH",
     "check_key",
     "check_segment",
+    "chunk_key",
     "chunk_names",
     "form_of",
     "is_plain",
@@ -130,6 +131,14 @@ def parse_chunk(name: str) -> tuple[str, tuple[int, ...]] | None:
     if len(parts) > MAX_NDIM or max(coordinates) >> COORDINATE_BITS:
         return None
     return prefix + separator, coordinates
+
+
+def chunk_key(form: str, coordinates: tuple[int, ...]) -> str:
+    """Return the name of one chunk of a tree of that form."""
+    kind = parse_form(form)[0]
+    if not coordinates:
+        return kind
+    return (kind if len(kind) == 2 else "") + kind[-1].join(map(str, coordinates))
 
 
 def chunk_names(kind: str, coordinates: NDArray[np.int64]) -> list[str]:

@@ -1,65 +1,124 @@
-"""Uniting what two writers did since a common version.
+"""Uniting what two sides did since a common version: nodes, fields of documents, keys and chunks.
 
-Two changes conflict where both set the same key to different values, and where one changed
+Two changes conflict where both set the same thing to different values, and where one changed
 something under a node that the other deleted, or whose layout (any of its documents, but for the
-attributes) the other changed. All else is united.
+attributes) the other changed. All else is united: documents by field; a resize of an array on a
+regular grid with chunks that were written inside its new shape.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import numpy as np
 
 from cas_zarr.cid import CidBytes
-from cas_zarr.errors import ConflictError
-from cas_zarr.tree.apply import apply
-from cas_zarr.tree.changes import Changes, pack_value
-from cas_zarr.tree.diff import ChunkChanges, NodeChange, diff
-from cas_zarr.tree.keys import chunk_names, parse_form
-from cas_zarr.tree.node import Node, Root, Value
-from cas_zarr.tree.values import is_file
+from cas_zarr.errors import InvalidArgumentError
+from cas_zarr.tree.apply import apply, bind
+from cas_zarr.tree.changes import Changes
+from cas_zarr.tree.conflicts import Choice, Conflict, Resolver, raise_conflicts
+from cas_zarr.tree.descent import matches
+from cas_zarr.tree.diff import NodeChange, diff
+from cas_zarr.tree.fields import FieldPath, Side, merge_fields
+from cas_zarr.tree.graft import graft
+from cas_zarr.tree.keys import parse_form
+from cas_zarr.tree.layouts import (
+    ATTRIBUTES,
+    LAYOUT_DOCUMENTS,
+    Layout,
+    layout_of,
+    resize,
+    same_layout,
+)
+from cas_zarr.tree.morton import decode
+from cas_zarr.tree.node import Root, Value
+from cas_zarr.tree.shards import TreeReader
+from cas_zarr.tree.sides import Column, Rows, edit_of
+from cas_zarr.tree.values import write_value
 from cas_zarr.tree.view import TreeView
 
-__all__ = ["changes_of", "merge"]
+__all__ = ["Choice", "Conflict", "Merged", "Resolver", "changes_of", "merge"]
 
-_SHOWN = 5
-_NOT_LAYOUT = frozenset({".zattrs", ".zmetadata"})
+_PAGES: Final = 2048  # that a merge remembers: it looks at many three times
+_Name = Literal["ours", "theirs"]
+_NAMES: Final[tuple[_Name, _Name]] = ("ours", "theirs")
 
 
-def merge(base: TreeView, ours: TreeView, theirs: TreeView) -> Root:
-    """Return the root that has what changed from `base` to `ours` and to `theirs`.
+@dataclass(frozen=True, slots=True, eq=False)
+class Merged:
+    """What `merge` made.
+
+    Attributes
+    ----------
+    root : Root
+        The root document; all that it links is written, itself it is not.
+    notes : tuple of str
+        What was united and is worth a second look, one sentence each.
+    resolved : tuple of Conflict
+        What the resolver decided.
+    """
+
+    root: Root
+    notes: tuple[str, ...] = ()
+    resolved: tuple[Conflict, ...] = ()
+
+
+def merge(
+    base: TreeView, ours: TreeView, theirs: TreeView, *, resolve: Resolver | None = None
+) -> Merged:
+    """Unite what changed from `base` to `ours` and to `theirs`.
+
+    Where nothing conflicts, the result does not depend on which side is which.
+
+    Parameters
+    ----------
+    base, ours, theirs : TreeView
+        The three versions; their blocks are in the same place, and both sides have one hash.
+    resolve : callable, optional
+        Given a `Conflict`, returns what to do: "base", "ours" or "theirs" to take what that side
+        has; or, of a chunk, a key or a document, what to put there (None for nothing). For a
+        node and a layout the side is taken with all that lies below the node, and nothing below
+        it is asked again. For a document a side decides the fields that both changed, the others
+        are united.
 
     Raises
     ------
     ConflictError
-        If the two overlap; it names what.
+        If the two overlap and there is no resolver; `conflicts` has all of it.
+    InvalidArgumentError
+        If the sides have different hashes, or the resolver says what cannot be done.
     """
-    mine = {change.path: change for change in diff(base, ours)}
-    other = {change.path: change for change in diff(base, theirs)}
-    if not other:
-        return ours.root
-    if not mine:
-        return theirs.root
-    conflicts = _conflicts(base, ours, theirs, mine, other)
-    if conflicts:
-        more = f" and {len(conflicts) - _SHOWN} more" if len(conflicts) > _SHOWN else ""
-        raise ConflictError(
-            f"another writer changed the same thing: {'; '.join(conflicts[:_SHOWN])}{more}; open "
-            "the branch anew and apply your change to what is there now"
+    headers = ours.root.header, theirs.root.header
+    if headers[0].function is not headers[1].function:
+        raise InvalidArgumentError(
+            f"a dataset with {headers[0].function.name} cannot be merged with one with "
+            f"{headers[1].function.name}; write one of them anew with the hash of the other"
         )
-    return apply(theirs, changes_of(ours, list(mine.values())))
+    reader = TreeReader(theirs.reader.blocks, _PAGES)
+    views = [
+        TreeView(reader, view.root) if view.reader.blocks is reader.blocks else view
+        for view in (base, ours, theirs)
+    ]
+    mine = {change.path: change for change in diff(views[0], views[1])}
+    other = {change.path: change for change in diff(views[0], views[2])}
+    if not other:
+        return Merged(ours.root)
+    if not mine:
+        return Merged(theirs.root)
+    sides: dict[Side, TreeView] = dict(zip(("base", *_NAMES), views, strict=True))
+    return _Merge(sides, {"ours": mine, "theirs": other}, resolve).run()
 
 
-def changes_of(after: TreeView, differences: list[NodeChange]) -> Changes:
-    """Return differences as changes that can be applied to another version.
+def changes_of(after: TreeView, differences: Iterable[NodeChange]) -> Changes:
+    """Return differences as changes, key by key, that can be applied to another version.
 
     Parameters
     ----------
     after : TreeView
         The version that the differences lead to.
-    differences : list of NodeChange
+    differences : iterable of NodeChange
     """
     changes = Changes()
     for change in differences:
@@ -70,109 +129,376 @@ def changes_of(after: TreeView, differences: list[NodeChange]) -> Changes:
             else:
                 changes.set_document(base + name, after.document_bytes(document))
         for name, (_, value) in change.keys.items():
-            _bind(changes, base + name, value)
-        layout = after.layout(change.path) if change.chunks else None
-        for chunks in change.chunks:
-            kind = parse_form(chunks.form)[0]
-            removed = chunks.removed.tolist()
-            for row, name in enumerate(chunk_names(kind, chunks.coordinates)):
-                key = base + name
-                value = None
-                if not removed[row]:
-                    cid = CidBytes(chunks.after[row].tobytes())
-                    value = Value(cid, int(chunks.sizes_after[row]))
-                _bind(changes, key, value)
-                if value is not None and is_file(value.cid):
-                    changes.layouts[key] = layout
+            bind(changes, base + name, value)
+        for form in change.forms:
+            edit_of(after, change, form, Rows(change, form)).enter(changes)
     return changes
 
 
-def _bind(changes: Changes, key: str, value: Value | None) -> None:
-    if value is None:
-        if changes.values.get(key) is None:  # else it has only moved to another tree
-            changes.delete(key)
-        return
-    changes.set_value(key, pack_value(value.cid, value.size))
-    if is_file(value.cid):
-        changes.layouts[key] = None
+class _Merge:
+    def __init__(
+        self,
+        views: Mapping[Side, TreeView],
+        changes: Mapping[_Name, dict[str, NodeChange]],
+        resolve: Resolver | None,
+    ) -> None:
+        self.views = views
+        self.changes = changes
+        self.resolve = resolve
+        self.conflicts: list[Conflict] = []
+        self.notes: list[str] = []
+        self.taken: dict[str, Side] = {}  # paths that one side has with all that is below them
+        self.decided = Changes()
+        self.documents: dict[tuple[str, str], bytes | None] = {}
+        self.keys = {
+            name: {path: set(change.keys) for path, change in changes[name].items()}
+            for name in _NAMES
+        }
+        self.rows = {
+            name: {
+                path: {form: Rows(change, form) for form in change.forms}
+                for path, change in changes[name].items()
+            }
+            for name in _NAMES
+        }
+        self.overlaps: list[Conflict] = []  # of chunks and keys
+        self.contested: set[str] = set()  # where they are
 
+    def run(self) -> Merged:
+        self._deleted_nodes()
+        both = sorted(self.changes["ours"].keys() & self.changes["theirs"].keys())
+        for path in both:
+            self._drop_equal(path)
+        self._layouts(both)
+        for conflict in self.overlaps:
+            if not self._is_taken(conflict.path):
+                self._decide(conflict)
+        if self.resolve is None:
+            raise_conflicts(self.conflicts)
+        return Merged(self._united(), tuple(self.notes), tuple(self.conflicts))
 
-def _conflicts(
-    base: TreeView,
-    ours: TreeView,
-    theirs: TreeView,
-    mine: dict[str, NodeChange],
-    other: dict[str, NodeChange],
-) -> list[str]:
-    found = []
-    for one, two in ((mine, other), (other, mine)):
-        gone = {path for path, change in one.items() if change.status == "removed"}
-        for path, change in two.items():
-            if change.status != "removed":
-                deleted = next((up for up in _at_and_above(path) if up in gone), None)
-                if deleted is not None:
-                    found.append(f"node {path!r} was changed where {deleted!r} was deleted")
-    for path in sorted(mine.keys() & other.keys()):
-        a, b = mine[path], other[path]
-        for kind, pairs in (("document", (a.docs, b.docs)), ("key", (a.keys, b.keys))):
-            found.extend(
-                f"{kind} {name!r} of {path!r} was set twice"
-                for name in sorted(pairs[0].keys() & pairs[1].keys())
-                if pairs[0][name][1] != pairs[1][name][1]
+    def _ask(self, conflict: Conflict) -> Choice:
+        """Let the resolver decide; without one go on, to find what else there is."""
+        self.conflicts.append(conflict)
+        return "ours" if self.resolve is None else self.resolve(conflict)
+
+    def _take(self, path: str, kind: Literal["node", "layout"], reason: str) -> None:
+        conflict = Conflict(path, kind, reason=reason)
+        side = conflict.side(self._ask(conflict))
+        assert side is not None
+        self.taken[path] = side
+
+    def _is_taken(self, path: str) -> bool:
+        return bool(self.taken) and any(up in self.taken for up in _at_and_above(path))
+
+    # -- nodes that are gone ----------------------------------------------------------------
+
+    def _deleted_nodes(self) -> None:
+        found: dict[str, str] = {}
+        for one, other in (_NAMES, _NAMES[::-1]):
+            gone = self._gone(one)
+            for path, change in self.changes[other].items() if gone else ():
+                if change.status != "removed":
+                    deleted = [up for up in _at_and_above(path) if up in gone]
+                    if deleted:
+                        found.setdefault(
+                            deleted[-1],
+                            f"node {path!r} was changed where {deleted[-1]!r} was deleted",
+                        )
+        for path in sorted(found):
+            if not any(up in found for up in _at_and_above(path)[1:]):
+                self._take(path, "node", found[path])
+
+    def _gone(self, name: _Name) -> set[str]:
+        """Return the nodes that one side deleted; a folder without documents is not one."""
+        return {
+            path
+            for path, change in self.changes[name].items()
+            if change.status == "removed" and any(before for before, _ in change.docs.values())
+        }
+
+    # -- what both did ----------------------------------------------------------------------
+
+    def _drop_equal(self, path: str) -> None:
+        """Set aside what both sides changed at a node: equal changes go, others are conflicts."""
+        mine, other = (self.changes[name][path] for name in _NAMES)
+        for name in sorted(mine.keys.keys() & other.keys.keys()):
+            for side in _NAMES:
+                self.keys[side][path].discard(name)
+            (before, a), (_, b) = mine.keys[name], other.keys[name]
+            if a != b:
+                reason = f"key {name!r} of {path!r} was set twice"
+                self.overlaps.append(Conflict(path, "key", name, None, before, a, b, reason))
+                self.contested.add(path)
+        for form in mine.forms:
+            if form in other.forms:
+                self._drop_equal_chunks(path, form)
+
+    def _drop_equal_chunks(self, path: str, form: str) -> None:
+        changes = [self.changes[name][path] for name in _NAMES]
+        rows = [self.rows[name][path] for name in _NAMES]
+        if changes[0].trees(form) == changes[1].trees(form):
+            for side in rows:
+                del side[form]
+            return
+        columns = [Column(*change.tables(form)) for change in changes]
+        at = matches(columns[0].codes, columns[1].codes)
+        both = columns[0].codes[at[0]]
+        for side in rows:
+            side[form].drop(both)
+        differ = ~(columns[0].packed[at[0]] == columns[1].packed[at[1]]).all(axis=1)
+        ndim = parse_form(form)[1]
+        if differ.any():
+            self.contested.add(path)
+        where = decode(both[differ], ndim).tolist()
+        for place, a, b in zip(where, at[0][differ], at[1][differ], strict=True):
+            chunk = tuple(place)
+            self.overlaps.append(
+                Conflict(
+                    path,
+                    "chunk",
+                    form,
+                    chunk,
+                    columns[0].before(a),
+                    columns[0].after(a),
+                    columns[1].after(b),
+                    f"chunk {chunk} of {path!r} was set twice",
+                )
             )
-        for chunks in a.chunks:
-            for others in b.chunks:
-                if others.form == chunks.form:
-                    found.extend(_overlap(path, chunks, others))
-    for changes, writes in ((mine, other), (other, mine)):
-        if found:
-            break
-        for path, change in writes.items():
-            array = _array_of(base, path) if change.chunks or change.keys else None
-            if array in changes and _layouts_differ(ours, theirs, array, changes[array]):
-                found.append(f"the layout of {array!r} was changed while it was written to")
-    return found
+
+    # -- documents and layouts --------------------------------------------------------------
+
+    def _layouts(self, both: list[str]) -> None:
+        changed = sorted(
+            {
+                path
+                for name in _NAMES
+                for path, change in self.changes[name].items()
+                if not set(LAYOUT_DOCUMENTS).isdisjoint(change.docs)
+            }
+        )
+        layouts = {
+            path: {side: self._layout(side, path) for side in self.views}
+            for path in changed
+            if not self._is_taken(path)
+        }
+        layouts = {
+            path: of for path, of in layouts.items() if not same_layout(of["ours"], of["theirs"])
+        }
+        writes = self._writes(layouts)
+        for path, of in layouts.items():
+            if self._is_taken(path):
+                continue
+            if not any(same_layout(of["base"], of[name]) for name in _NAMES):
+                documents = [
+                    {name for name in self.changes[side][path].docs if name in LAYOUT_DOCUMENTS}
+                    for side in _NAMES
+                ]
+                if documents[0].isdisjoint(documents[1]) or (
+                    resize(of["ours"], of["theirs"]) is None
+                    and any(writes[side].get(path) for side in _NAMES)
+                ):
+                    self._take(path, "layout", f"the layout of {path!r} was changed twice")
+        for path in both:
+            if not self._is_taken(path):
+                self._documents(path)
+        for path, of in layouts.items():
+            final = self._final_layout(path)
+            for side in _NAMES:
+                if not self._is_taken(path) and final is not None and writes[side].get(path):
+                    self._write_beside(path, side, of[side], final)
+
+    def _layout(self, side: Side, path: str) -> Layout:
+        return layout_of({name: self._document(side, path, name) for name in LAYOUT_DOCUMENTS})
+
+    def _document(self, side: Side, path: str, name: str) -> bytes | None:
+        view = self.views[side]
+        node = view.node(path)
+        document = None if node is None else node.docs.get(name)
+        return None if document is None else view.document_bytes(document)
+
+    def _final_layout(self, path: str) -> Layout | None:
+        """Return the layout that a node will have; None while that is undecided."""
+        if self.resolve is None and any(
+            conflict.kind == "document" and conflict.path == path for conflict in self.conflicts
+        ):
+            return None
+        documents = {}
+        for name in LAYOUT_DOCUMENTS:
+            if (path, name) in self.documents:
+                documents[name] = self.documents[path, name]
+            else:
+                mine = self.changes["ours"].get(path)
+                side: Side = "ours" if mine is not None and name in mine.docs else "theirs"
+                documents[name] = self._document(side, path, name)
+        return layout_of(documents)
+
+    def _writes(self, layouts: Mapping[str, object]) -> dict[_Name, dict[str, list[str]]]:
+        """Return, of the nodes in question, the folders where each side wrote to them."""
+        out: dict[_Name, dict[str, list[str]]] = {"ours": {}, "theirs": {}}
+        for side in _NAMES if layouts else ():
+            for path in self.changes[side]:
+                rows = self.rows[side][path].values()
+                if self.keys[side][path] or any(rows) or path in self.contested:
+                    owners = [view.owner(path) for view in self.views.values()]
+                    arrays = {owner for owner in owners if owner is not None}
+                    for array in arrays | ({path} if owners[0] is None else set()):
+                        if array in layouts:
+                            out[side].setdefault(array, []).append(path)
+        return out
+
+    def _write_beside(self, path: str, side: _Name, before: Layout, after: Layout) -> None:
+        """Look at what one side wrote to an array that will have another layout than it knew."""
+        if same_layout(before, after):
+            return
+        size = resize(before, after)
+        if size is None:
+            self._take(
+                path, "layout", f"the layout of {path!r} was changed while it was written to"
+            )
+            return
+        rows = self.rows[side].get(path, {}).get(size.form)
+        if rows:
+            sets, _ = rows.tables()
+            places = decode(sets.codes, len(size.grid))
+            beyond = np.flatnonzero(size.outside(places))
+            other: _Name = "theirs" if side == "ours" else "ours"
+            for row, place in zip(beyond.tolist(), places[beyond].tolist(), strict=True):
+                chunk = tuple(place)
+                value = Value(CidBytes(sets.cids[row].tobytes()), int(sets.sizes[row]))
+                code = int(sets.codes[row])
+                before, held = (
+                    self._chunk(name, path, size.form, code) for name in ("base", other)
+                )
+                pair = (value, held) if side == "ours" else (held, value)
+                reason = f"chunk {chunk} of {path!r} was set outside the shape {size.after}"
+                self.overlaps.append(
+                    Conflict(
+                        path,
+                        "chunk",
+                        size.form,
+                        chunk,
+                        self._chunk("base", path, size.form, code),
+                        *pair,
+                        reason,
+                    )
+                )
+            rows.drop(sets.codes[beyond])
+        self.notes.append(
+            f"{path!r} was resized from {size.before} to {size.after} on one side and written to "
+            "on the other; both are kept"
+        )
+
+    def _chunk(self, side: Side, path: str, form: str, code: int) -> Value | None:
+        tree = self.views[side].tree(path, form)
+        return None if tree is None else tree.find(code)
+
+    def _documents(self, path: str) -> None:
+        mine, other = (self.changes[name][path].docs for name in _NAMES)
+        for name in sorted(mine.keys() & other.keys()):
+            held = {side: self._document(side, path, name) for side in self.views}
+            if held["ours"] == held["theirs"]:
+                continue
+            merged, fields = _merge_documents(name, held, "ours")
+            if fields:
+                reason = f"document {name!r} of {path!r} was set twice{_listed(fields)}"
+                values = held["base"], held["ours"], held["theirs"]
+                conflict = Conflict(path, "document", name, None, *values, reason)
+                choice = self._ask(conflict)
+                side = conflict.side(choice)
+                if side is None:
+                    merged = choice if isinstance(choice, bytes) else None
+                else:
+                    merged, _ = _merge_documents(name, held, side)
+            self.documents[path, name] = merged
+
+    # -- the result -------------------------------------------------------------------------
+
+    def _decide(self, conflict: Conflict) -> None:
+        """Let the resolver decide a chunk or a key."""
+        choice = self._ask(conflict)
+        side = conflict.side(choice)
+        value = choice if side is None else conflict.of(side)
+        layout = None
+        if conflict.kind == "chunk" and side is not None:
+            layout = self.views[side].layout(conflict.path)
+        if isinstance(value, bytes):
+            header = self.views["theirs"].root.header
+            blocks = self.views["theirs"].reader.blocks
+            value = Value(write_value(blocks, header.function, value), len(value))
+        if value is None:
+            self.decided.delete(conflict.key)
+        else:
+            assert isinstance(value, Value)
+            bind(self.decided, conflict.key, value, layout)
+
+    def _united(self) -> Root:
+        ours, theirs = self.views["ours"], self.views["theirs"]
+        changes = Changes()
+        gone = self._removed_whole(changes)
+        edits = []
+        for path, change in self.changes["ours"].items():
+            if self._is_taken(path) or (gone and any(up in gone for up in _at_and_above(path))):
+                continue
+            base = f"{path}/" if path else ""
+            for name in change.docs:
+                place = path, name
+                document = (
+                    self.documents[place]
+                    if place in self.documents
+                    else self._document("ours", path, name)
+                )
+                if document is None:
+                    changes.delete(base + name)
+                else:
+                    changes.set_document(base + name, document)
+            for name in self.keys["ours"][path]:
+                bind(changes, base + name, change.keys[name][1])
+            for form, rows in self.rows["ours"][path].items():
+                if rows:
+                    edits.append(edit_of(ours, change, form, rows))
+        changes.values.update(self.decided.values)
+        changes.layouts.update(self.decided.layouts)
+        root = apply(theirs, changes, edits)
+        header = root.header
+        if header.text() == self.views["base"].root.header.text():
+            header = ours.root.header
+        root = Root(header, root.node)
+        for path, side in sorted(self.taken.items()):
+            if side != "theirs":
+                view = TreeView(theirs.reader, root)
+                root = graft(view, path, self.views[side].node(path))
+        return root
+
+    def _removed_whole(self, changes: Changes) -> set[str]:
+        """Clear the nodes that are gone with all that was below them; nothing there is opened."""
+        gone: set[str] = set()
+        for path in sorted(self._gone("ours") - {""}):
+            above = _at_and_above(path)[1:]
+            if self._is_taken(path) or any(up in gone for up in above):
+                continue
+            if all(view.owner(above[0]) is None for view in self.views.values()):
+                gone.add(path)
+                if self.views["theirs"].node(path) is not None:
+                    changes.clear(f"{path}/")
+        return gone
 
 
-def _array_of(base: TreeView, path: str) -> str:
-    """Return the array that a folder belongs to, or the path itself if it belongs to none."""
-    owner = base.owner(path)
-    return path if owner is None else owner
+def _merge_documents(
+    name: str, held: Mapping[Side, bytes | None], prefer: Side
+) -> tuple[bytes | None, list[FieldPath]]:
+    """Return the document that two make, and the fields that one of them decides."""
+    ours, theirs = held["ours"], held["theirs"]
+    if ours is None or theirs is None:
+        return held[prefer], [()]
+    apart = ATTRIBUTES if name in LAYOUT_DOCUMENTS else ()
+    merged, fields = merge_fields(held["base"], ours, theirs, apart=apart, prefer=prefer)
+    return (held[prefer] if () in fields else merged), fields
 
 
-def _layouts_differ(ours: TreeView, theirs: TreeView, path: str, change: NodeChange) -> bool:
-    """Tell whether the documents of a node that one side changed differ in more than attributes."""
-    nodes = ours.node(path), theirs.node(path)
-    return any(
-        _layout_of(ours, nodes[0], name) != _layout_of(theirs, nodes[1], name)
-        for name in change.docs
-        if name not in _NOT_LAYOUT
-    )
-
-
-def _layout_of(view: TreeView, node: Node | None, name: str) -> Any:
-    """Return a document of a node without its attributes; None if there is none."""
-    if node is None or name not in node.docs:
-        return None
-    document = view.document_bytes(node.docs[name])
-    try:
-        value = json.loads(document)
-    except (ValueError, RecursionError):
-        return document
-    if isinstance(value, dict):
-        value.pop("attributes", None)
-        value.pop("consolidated_metadata", None)
-    return value
-
-
-def _overlap(path: str, a: ChunkChanges, b: ChunkChanges) -> list[str]:
-    rows = {tuple(row): n for n, row in enumerate(b.coordinates.tolist())}
-    out = []
-    for n, row in enumerate(a.coordinates.tolist()):
-        m = rows.get(tuple(row))
-        if m is not None and not np.array_equal(a.after[n], b.after[m]):
-            out.append(f"chunk {tuple(row)} of {path!r} was set twice")
-    return out
+def _listed(fields: list[FieldPath]) -> str:
+    names = [".".join(field) for field in fields if field]
+    return f", in {', '.join(names)}" if names else ""
 
 
 def _at_and_above(path: str) -> list[str]:

@@ -27,6 +27,7 @@ from cas_zarr.tree.morton import COORDINATE_BITS, MAX_NDIM, code_of, decode, enc
 from cas_zarr.tree.node import Document, Node, Root, Value
 from cas_zarr.tree.shards import TreeReader, get_child, get_key, iter_entries
 from cas_zarr.tree.table import Table, empty_table, to_page
+from cas_zarr.tree.values import read_value
 
 __all__ = ["TreeView", "box_cid", "walk_nodes"]
 
@@ -104,8 +105,6 @@ class TreeView:
     def document_bytes(self, document: Document) -> bytes:
         """Return the exact bytes of a document."""
         if isinstance(document, Value):
-            from cas_zarr.tree.values import read_value
-
             return bytes(read_value(self.reader, document.cid, document.size))
         return document
 

@@ -1,0 +1,130 @@
+"""Putting a whole subtree at a path, without a look at what lies in it.
+
+A node that owns chunks (it has a `zarr.json` or `.zarray`) is the same wherever it lies, and so is
+one with no owner of chunks above it. Elsewhere keys of the subtree may read as chunks of an array
+above; then they are set one by one, so that the root stays what its keys make it.
+"""
+
+from __future__ import annotations
+
+from cas_zarr.cid import HashFunction
+from cas_zarr.errors import InvalidKeyError
+from cas_zarr.tree.apply import apply, bind
+from cas_zarr.tree.changes import Changes, is_document
+from cas_zarr.tree.keys import MAX_DEPTH, OWNERS, check_key, parse_chunk, split_key
+from cas_zarr.tree.node import EMPTY, Node, Root, Value
+from cas_zarr.tree.shards import TreeReader, edit_entries, get_child, iter_entries
+from cas_zarr.tree.view import TreeView
+
+__all__ = ["graft"]
+
+
+def graft(view: TreeView, path: str, node: Node | None) -> Root:
+    """Return the root of a version with a subtree in place of what lies at a path.
+
+    It costs the folders on the way to the path, whatever the size of the subtree; where keys of
+    it, or chunks of an array above, lie so that they change places, it costs those.
+
+    Parameters
+    ----------
+    view : TreeView
+        The version as it is. The blocks of the subtree are in its block store.
+    path : str
+        Where to put it; every key at and below it goes first. "" is the whole dataset.
+    node : Node or None
+        The subtree; its links stay as they are, also those of another hash. None removes what is
+        there.
+
+    Raises
+    ------
+    InvalidKeyError
+        If the path is none, or the subtree would lie too deep.
+    """
+    node = node or EMPTY
+    if path == "":
+        return Root(view.root.header, node)
+    check_key(path)
+    _check_depth(node, path.count("/") + 1)
+    owner = view.owner(split_key(path)[0])
+    if owner is not None:
+        covered = list(view.chunk_keys_above(f"{path}/"))
+        if covered:
+            changes = Changes()
+            for key in covered:
+                changes.delete(key)
+            view = TreeView(view.reader, apply(view, changes))
+        if OWNERS.isdisjoint(node.docs):
+            name = path[len(owner) + 1 if owner else 0 :]
+            if _has_chunks(view.reader, node, name):
+                view = TreeView(view.reader, _placed(view, path, EMPTY))
+                return apply(view, _as_changes(view, path, node))
+    return _placed(view, path, node)
+
+
+def _placed(view: TreeView, path: str, node: Node) -> Root:
+    header = view.root.header
+    top = _put(view.reader, header.function, view.root.node, path.split("/"), node)
+    return Root(header, top)
+
+
+def _put(
+    reader: TreeReader, function: HashFunction, node: Node, names: list[str], new: Node
+) -> Node:
+    """Return a node with another one at some names below it."""
+    name, rest = names[0], names[1:]
+    child = get_child(reader, node, name)
+    inner = _put(reader, function, child or EMPTY, rest, new) if rest else new
+    if not inner and child is None:
+        return node
+    return edit_entries(reader, function, node, {}, {name: inner or None})
+
+
+def _has_chunks(reader: TreeReader, node: Node, name: str) -> bool:
+    """Tell whether a plain key of a subtree would be a chunk of an array above it.
+
+    `name` is the path of the subtree below that array. Behind a chunk's first segments only
+    numbers can follow, so other folders are not opened.
+    """
+    pending = [(name, node)]
+    while pending:
+        name, node = pending.pop()
+        if name != "c" and parse_chunk(name) is None:
+            continue
+        for inner, entry in iter_entries(reader, node):
+            below = f"{name}/{inner}"
+            if isinstance(entry, Value):
+                if parse_chunk(below) is not None:
+                    return True
+            elif OWNERS.isdisjoint(entry.docs):
+                pending.append((below, entry))
+    return False
+
+
+def _as_changes(view: TreeView, path: str, node: Node) -> Changes:
+    """Return changes that set every key of a subtree."""
+    changes = Changes()
+    tree = TreeView(view.reader, Root(view.root.header, node))
+    for key in tree.keys(""):
+        found = tree.find(key)
+        assert found is not None
+        if is_document(key):
+            changes.set_document(f"{path}/{key}", tree.document_bytes(found))
+            continue
+        assert isinstance(found, Value)
+        owner = tree.owner(split_key(key)[0])
+        of_array = owner is not None and parse_chunk(key[len(owner) + 1 if owner else 0 :])
+        layout = tree.layout(owner) if owner is not None and of_array else None
+        bind(changes, f"{path}/{key}", found, layout)
+    return changes
+
+
+def _check_depth(node: Node, depth: int) -> None:
+    """Refuse a subtree whose document would be too deep; folders in shards are not opened."""
+    level = [node]
+    while level:
+        if depth >= MAX_DEPTH:
+            raise InvalidKeyError(
+                f"the subtree would lie deeper than {MAX_DEPTH} levels; put it at a shorter path"
+            )
+        level = [inner for each in level for inner in each.nodes.values()]
+        depth += 1
