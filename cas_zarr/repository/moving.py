@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from cas_zarr.cid import CidBytes, CidLike, as_cid_bytes, format_cid
 from cas_zarr.errors import (
-    BlockNotFoundError,
+    CasZarrError,
     ConflictError,
     FormatError,
     InvalidArgumentError,
@@ -79,7 +81,7 @@ def move_branch(
         repo,
         found,
         lambda guard: repo.refs.update(name, expected=record, new=new, why=why, guard=guard),
-        since=shown,
+        since=shown if found.commit is None else record.commit,
     )
     return new
 
@@ -171,51 +173,38 @@ def guarded(
         Moves it, given the `guard` for a method of `Refs`. It is called again where a collection
         went on meanwhile.
     since : CidBytes, optional
-        A root that a ref leads to, of which much is the same.
+        What the ref leads to, if `move` expects just that: a commit for a commit, or a root.
     """
     guard = Guard(repo.blocks, repo.refs)
+    # What no ref leads to may have been collected in part, long before.
+    check = found.commit is None or not _is_reached(repo, found.commit)
     while True:
-        guard.secure(found.root, since=since)
-        if found.commit is not None:
-            behind = found.root
-            for cid, root in _lost(repo, found.commit):
-                # Written anew if it is to be collected: no root, so the guard does not know it.
-                repo.blocks.put(cid, repo.blocks.get(cid))
-                guard.secure(root, since=behind)
-                behind = root
-            repo.blocks.flush()
+        guard.secure(found.commit or found.root, since=since, check=check)
         try:
             return move(guard.record)
         except GuardError:
             continue
 
 
-def _lost(repo: Repository, commit: CidBytes) -> Iterator[tuple[CidBytes, CidBytes]]:
-    """Yield the commits that a commit leads to and no ref does, with their roots."""
-    tips = set(_tips(repo))
-    if commit in tips:
-        return
+def _is_reached(repo: Repository, commit: CidBytes) -> bool:
+    """Tell whether a branch or a tag leads to a commit; the latest commits are looked at first."""
+    seen = set(_tips(repo))
+    if commit in seen:
+        return True
     commits = Commits(repo.blocks, repo.refs)
-    known: set[CidBytes] = set()
-    pending = list(tips)
-    while pending:
-        cid = pending.pop()
-        if cid in known:
-            continue
-        known.add(cid)
-        if cid == commit:
-            return
-        try:
-            pending.extend(commits.parents(cid))
-        except BlockNotFoundError:  # of a ref that is hurt already
-            continue
-    pending = [commit]
-    while pending:
-        cid = pending.pop()
-        if cid not in known:
-            known.add(cid)
-            yield cid, commits.read(cid).root
-            pending.extend(commits.parents(cid))
+    queue: list[tuple[int, CidBytes]] = []
+    fresh = list(seen)
+    while fresh or queue:
+        for cid in fresh:
+            with suppress(CasZarrError):  # behind a ref that is hurt already
+                heapq.heappush(queue, (-commits.read(cid).time, cid))
+        if not queue:
+            return False
+        fresh = [one for one in commits.parents(heapq.heappop(queue)[1]) if one not in seen]
+        seen.update(fresh)
+        if commit in seen:
+            return True
+    return False
 
 
 def _tips(repo: Repository) -> Iterator[CidBytes]:

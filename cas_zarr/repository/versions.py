@@ -6,10 +6,11 @@
     place      = expression [ ":" path ]
 
 A name is tried as a CID, then as a tag, then as a branch (its newest commit), then as a root that
-was kept after a conflict. ``~n`` follows the first parent n times (once if n is left out), ``^n``
-takes the n-th parent. ``@2026-01-31`` follows first parents to what was there at the end of that
-day (minute, second), in UTC: the first commit that is not later. ``@{n}`` is what a branch or a tag
-was before its last n moves, by the log of refs; it also works for a name that was deleted.
+was kept after a conflict, then as a branch of another repository, as it was when it was fetched.
+``~n`` follows the first parent n times (once if n is left out), ``^n`` takes the n-th parent.
+``@2026-01-31`` follows first parents to what was there at the end of that day (minute, second), in
+UTC: the first commit that is not later. ``@{n}`` is what a branch or a tag was before its last n
+moves, by the log of refs; it also works for a name that was deleted.
 
 A name that has an "@" itself is taken as it stands where there is a ref of that name.
 """
@@ -215,7 +216,9 @@ def _split(refs: Refs, name: str, steps: list[str]) -> tuple[str, list[str]]:
 
 def _exists(refs: Refs, name: str) -> bool:
     try:
-        return any(look(name) is not None for look in (refs.tag, refs.branch, refs.kept))
+        return any(
+            look(name) is not None for look in (refs.tag, refs.branch, refs.kept, refs.tracked)
+        )
     except InvalidKeyError:
         return False
 
@@ -328,6 +331,7 @@ def _of_name(blocks: BlockStore, refs: Refs, name: str) -> Resolved:
             return Resolved(read_commit(blocks, tag.commit).root, tag.commit, name)
         branch = refs.branch(name)
         kept = refs.kept(name) if branch is None else None
+        tracked = refs.tracked(name) if branch is None else None
     except InvalidKeyError as error:
         raise VersionNotFoundError(f"there is no version {name!r}: {error}") from None
     if branch is not None:
@@ -339,6 +343,8 @@ def _of_name(blocks: BlockStore, refs: Refs, name: str) -> Resolved:
         return Resolved(read_commit(blocks, branch.commit).root, branch.commit, name)
     if kept is not None and kept.work is not None:
         return Resolved(kept.work, None, name)
+    if tracked is not None:
+        return Resolved(read_commit(blocks, tracked.commit).root, tracked.commit, name)
     raise not_found(refs, name)
 
 
