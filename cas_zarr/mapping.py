@@ -41,6 +41,7 @@ from cas_zarr.errors import (
 )
 from cas_zarr.tree.apply import apply, link
 from cas_zarr.tree.changes import ABSENT, CLEAR, Changes, is_document
+from cas_zarr.tree.graft import graft
 from cas_zarr.tree.keys import (
     DOCUMENTS,
     OWNERS,
@@ -456,8 +457,6 @@ class CASMapping(MutableMapping[str, bytes]):
         return path
 
     def _graft(self, path: str, node: Node | None) -> None:
-        from cas_zarr.tree.graft import graft
-
         if node is not None and path and self._find(path) is not None:
             self._state[1].delete(path)  # a key of the same name
         self._adopt(graft(self._settle(), path, node))

@@ -16,11 +16,20 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from cas_zarr.errors import FormatError, InvalidArgumentError, MissingDependencyError
-from cas_zarr.tree.keys import chunk_names
+from cas_zarr.codecs.shardindex import parse_layout
+from cas_zarr.errors import (
+    ConflictError,
+    FormatError,
+    InvalidArgumentError,
+    MissingDependencyError,
+)
+from cas_zarr.tree.keys import chunk_names, parse_form
+from cas_zarr.tree.merge import Choice, Conflict, Resolver
+from cas_zarr.tree.node import Value
+from cas_zarr.tree.values import read_value, write_value
 from cas_zarr.tree.view import TreeView
 
-__all__ = ["ArrayFunction", "decode_chunk", "documents_of", "encode_chunk", "widest"]
+__all__ = ["ArrayFunction", "by_arrays", "decode_chunk", "documents_of", "encode_chunk", "widest"]
 
 ArrayFunction: TypeAlias = Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], Any]
 """What makes one chunk of three: of the common version, ours and theirs."""
@@ -147,6 +156,58 @@ def encode_chunk(
         raise FormatError(f"zarr cannot write chunk {key!r}: {error}") from error
     buffer = held.get(key)
     return None if buffer is None else bytes(buffer.to_bytes())
+
+
+def by_arrays(
+    function: ArrayFunction, base: TreeView, ours: TreeView, theirs: TreeView
+) -> Resolver:
+    """Make a resolver for `cas_zarr.tree.merge` of a function of three arrays.
+
+    Parameters
+    ----------
+    function : callable
+        Gets a chunk as it is in `base`, `ours` and `theirs` and returns what it shall be. The
+        arrays have one shape, that of the chunk as far as it lies in the array. A version that
+        has no such chunk, or has the array in another grid, gives the fill value.
+    base, ours, theirs : TreeView
+        What is merged; what the function makes is written to the block store of `ours`.
+
+    Raises
+    ------
+    ConflictError
+        By the resolver, for what is no chunk.
+    """
+    views = (base, ours, theirs)
+
+    def resolve(conflict: Conflict) -> Choice:
+        if conflict.kind != "chunk" or conflict.coordinates is None:
+            raise ConflictError(
+                f"{conflict.reason}; a function of three arrays resolves only chunks", [conflict]
+            )
+        kind, place = parse_form(conflict.name)[0], conflict.coordinates
+        found = widest([documents_of(view, conflict.path, kind) for view in views])
+        # The layout is the one that a side has changed it to, or that of all.
+        layout = found[1] if found[2] in (None, found[0]) else found[2]
+        if layout is None:
+            raise ConflictError(f"{conflict.reason}; there is no array to read it by", [conflict])
+        blank = decode_chunk(layout, kind, place, None)
+        arrays = []
+        for view, documents, value in zip(
+            views, found, (conflict.base, conflict.ours, conflict.theirs), strict=True
+        ):
+            array = blank
+            if documents is not None and isinstance(value, Value):
+                data = bytes(read_value(view.reader, value.cid, value.size))
+                array = decode_chunk(documents, kind, place, data)
+            arrays.append(array.copy() if array.shape == blank.shape else blank.copy())
+        data = encode_chunk(layout, kind, place, function(*arrays))
+        if data is None:
+            return None
+        blocks, header = ours.reader.blocks, ours.root.header
+        cuts = parse_layout(layout["zarr.json"]) if "zarr.json" in layout else None
+        return Value(write_value(blocks, header.function, data, cuts), len(data))
+
+    return resolve
 
 
 def widest(documents: Sequence[Documents | None]) -> list[Documents | None]:

@@ -30,7 +30,17 @@ from cas_zarr.tree.view import TreeView
 if TYPE_CHECKING:
     from cas_zarr.repository.repository import Repository
 
-__all__ = ["ATTEMPTS", "WorkingTree", "now", "pause", "subject", "trees_of", "view_of"]
+__all__ = [
+    "ATTEMPTS",
+    "WorkingTree",
+    "now",
+    "pause",
+    "signed",
+    "subject",
+    "summary",
+    "trees_of",
+    "view_of",
+]
 
 # Every failed attempt is the success of another writer, so this many in a row is no accident.
 ATTEMPTS = 1000
@@ -226,7 +236,7 @@ class WorkingTree:
             try:
                 self.mapping.unite(their_root, base=self.base_root)
             except ConflictError as error:
-                raise self._conflict(root, str(error), error.conflicts) from None
+                raise self._conflict(root, summary(error), error.conflicts) from None
             root = self.mapping.flush()
         self.base, self.base_root = theirs, their_root
         return root
@@ -302,6 +312,15 @@ def _told(changes: Sequence[NodeChange]) -> str:
         parts.append(f"{change.status} {where}{count}")
     more = len(changes) - len(parts)
     return ", ".join(parts) + (f" and {more} more" if more else "")
+
+
+def summary(error: ConflictError) -> str:
+    """Say what was changed twice, without what to do about it."""
+    if not error.conflicts:
+        return str(error)
+    shown = "; ".join(conflict.reason for conflict in error.conflicts[:_SHOWN])
+    more = len(error.conflicts) - _SHOWN
+    return f"both changed the same thing: {shown}" + (f" and {more} more" if more > 0 else "")
 
 
 def view_of(blocks: Any, root: CidBytes | None, function: Any) -> TreeView:

@@ -276,24 +276,24 @@ def test_a_writer_that_is_killed_with_the_lock_stops_nobody(path: Path) -> None:
     os.close(told)
     assert os.read(ready, 1) == b"x"
     os.close(ready)
-    workers = run_writers(path, 4, 10)
+    workers = run_writers(path, 4, 6)
     time.sleep(1.0)
     assert all(worker.poll() is None for worker in workers)  # they wait for it
     assert len(list(Repository.open(path).log())) == 1
     kill(holder)
     assert finish(workers) == 0
-    check_history(path, {f"{number} {turn}" for number in range(4) for turn in range(10)})
+    check_history(path, {f"{number} {turn}" for number in range(4) for turn in range(6)})
 
 
 def test_writers_that_are_killed_lose_only_their_own_next_commit(path: Path) -> None:
-    workers = run_writers(path, 4, 25)
+    workers = run_writers(path, 4, 12)
     (doomed,) = run_writers(path, 1, 100_000, first=4)
     repository = Repository.open(path)
     while not any(entry.commit.message == "4 5" for entry in repository.log()):
         time.sleep(0.02)
     kill(doomed)
     assert finish(workers) == 0
-    expected = {f"{number} {turn}" for number in range(4) for turn in range(25)}
+    expected = {f"{number} {turn}" for number in range(4) for turn in range(12)}
     messages = {entry.commit.message for entry in Repository.open(path).log()}
     assert expected <= messages
     check_history(path, messages - {"begin"})
