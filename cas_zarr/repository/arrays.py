@@ -23,8 +23,8 @@ from cas_zarr.errors import (
     InvalidArgumentError,
     MissingDependencyError,
 )
+from cas_zarr.tree.conflicts import Choice, Conflict, Resolver
 from cas_zarr.tree.keys import chunk_names, parse_form
-from cas_zarr.tree.merge import Choice, Conflict, Resolver
 from cas_zarr.tree.node import Value
 from cas_zarr.tree.values import read_value, write_value
 from cas_zarr.tree.view import TreeView
@@ -197,8 +197,8 @@ def by_arrays(
         ):
             array = blank
             if documents is not None and isinstance(value, Value):
-                data = bytes(read_value(view.reader, value.cid, value.size))
-                array = decode_chunk(documents, kind, place, data)
+                held = bytes(read_value(view.reader, value.cid, value.size))
+                array = decode_chunk(documents, kind, place, held)
             arrays.append(array.copy() if array.shape == blank.shape else blank.copy())
         data = encode_chunk(layout, kind, place, function(*arrays))
         if data is None:

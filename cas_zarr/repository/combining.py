@@ -20,7 +20,7 @@ from cas_zarr.repository.names import looks_like_cid
 from cas_zarr.repository.refs import Branch
 from cas_zarr.repository.versions import read_commit
 from cas_zarr.repository.working import ATTEMPTS, now, pause, signed, summary, view_of
-from cas_zarr.tree.merge import Conflict, Resolver
+from cas_zarr.tree.conflicts import Conflict, Resolver
 from cas_zarr.tree.merge import merge as merge_trees
 
 if TYPE_CHECKING:

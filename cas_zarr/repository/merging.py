@@ -35,7 +35,7 @@ from cas_zarr.repository.commit import Commit
 from cas_zarr.repository.history import ancestors, merge_bases
 from cas_zarr.repository.versions import CUT, Commits, read_commit
 from cas_zarr.repository.working import signed, subject
-from cas_zarr.tree.merge import Resolver
+from cas_zarr.tree.conflicts import Conflict, Resolver
 
 if TYPE_CHECKING:
     from cas_zarr.repository.repository import Repository
@@ -264,8 +264,10 @@ def rebase(
             return MergeResult("fast-forward", tip, goal.root)
         if not bases:
             _check_whole(repo, head.commit, tip)
-        commit, root, notes, resolved = tip, goal.root, [], []
-        made = []
+        commit, root = tip, goal.root
+        made: list[CidBytes] = []
+        notes: list[str] = []
+        resolved: list[Conflict] = []
         for cid, one in reversed(list(_own_commits(repo, head.commit, tip))):
             before = _parent_root(repo, cid, one, 1 if len(one.parents) > 1 else None)
             now_root, said, chosen = mover.unite(
@@ -314,7 +316,7 @@ def _merge_kept(
             "or a root that was kept after a conflict"
         )
     before = None if kept.commit is None else read_commit(mover.repo.blocks, kept.commit).root
-    what = f"merging {version}"
+    what = f"merging {name_of(version)}"
     return _apply(mover, head, before, kept.work, what, message, options, "merge")
 
 

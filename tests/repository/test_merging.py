@@ -22,7 +22,7 @@ from cas_zarr.repository.merging import MergeResult, cherry_pick, merge, rebase,
 from cas_zarr.repository.refs import Branch
 from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.versions import read_commit
-from cas_zarr.tree.merge import Conflict
+from cas_zarr.tree.conflicts import Conflict
 
 ARRAY = {
     "zarr_format": 3,
