@@ -45,6 +45,7 @@ __all__ = ["PackCheck", "PackFault", "check_pack", "pack_paths", "salvage"]
 _WINDOW = 4 << 20
 _HEAD_SIZE = 300
 _GLANCE = 1 << 16
+_SHARED = 1 << 19  # bytes from which hashing is worth a thread
 _MAX_FAULTS = 1000  # of one pack; a pack with more is not described any better by them
 _CODECS = (RAW, DAG_PB, DAG_CBOR, DAG_JSON)
 _CID = re.compile(
@@ -295,13 +296,14 @@ class _Checker:
         """Hash what was gathered, in threads; return a new list to gather in."""
         if not jobs:
             return jobs
-        share = -(-len(jobs) // WORKERS)
+        size = sum(len(job.data) for job in jobs)
+        share = -(-len(jobs) // WORKERS) if size > _SHARED else len(jobs)
         parts = [jobs[i : i + share] for i in range(0, len(jobs), share)]
         for bad in map_ordered(_unsound, parts):
             for job, reason in bad:
                 self._fault(job.offset, reason, job.cid)
         if self.progress is not None:
-            self.progress(len(jobs), sum(len(job.data) for job in jobs))
+            self.progress(len(jobs), size)
         return []
 
     def _index_records(self) -> dict[bytes, int]:
