@@ -72,7 +72,8 @@ class Commit:
     metadata : Mapping
         Free values of the IPLD data model. The whole block is at most 1 MiB.
     signature : bytes or None
-        Reserved; kept as it is.
+        Who says so, as `cas_zarr.repository.signing` makes and checks it; one of another form is
+        kept as it is.
     """
 
     root: CidBytes

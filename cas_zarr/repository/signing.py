@@ -116,6 +116,11 @@ def load_key(
         needed = "is encrypted; give its password" if secret is None else "has no password"
         raise FormatError(f"{where} {needed}") from None
     except (ValueError, UnsupportedAlgorithm) as error:
+        if "bcrypt" in str(error):  # of encrypted keys in OpenSSH's format
+            raise MissingDependencyError(
+                f"{where} is encrypted, and to read it needs bcrypt as well; install it beside "
+                "cas_zarr[sign]"
+            ) from None
         raise FormatError(
             f"{where} cannot be read: {str(error).lower() or 'it is no private key'}; give an "
             "ed25519 key as ssh-keygen -t ed25519 makes it, and its password if it has one"

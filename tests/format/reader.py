@@ -119,6 +119,23 @@ class Dataset:
                 yield from self.page_items(self.block(link), low + code, page["level"] - 1)
 
 
+def signed_by(block: bytes) -> bytes | None:
+    """Return the public key that signed a commit; None if it is not signed, or not by that key."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    signature = cbor(block).get("signature", b"")
+    if len(signature) != 96:
+        return None
+    assert block[0] == 0xA9
+    key = Ed25519PublicKey.from_public_bytes(signature[:32])
+    try:
+        key.verify(signature[32:], b"\xa8" + block[1:-108])
+    except InvalidSignature:
+        return None
+    return bytes(signature[:32])
+
+
 def unbase64(text: str) -> bytes:
     return b64decode(text + "=" * (-len(text) % 4))
 
@@ -129,7 +146,7 @@ def column(raw: bytes, n: int) -> list[int]:
 
 
 def cbor(data: bytes) -> Any:
-    """Decode the part of DAG-CBOR that pages use."""
+    """Decode the part of DAG-CBOR that pages and commits use."""
 
     def item(at: int) -> tuple[Any, int]:
         major, extra, at = data[at] >> 5, data[at] & 31, at + 1

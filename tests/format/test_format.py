@@ -19,10 +19,13 @@ import vectors
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import as_cid_bytes, format_cid
 from cas_zarr.mapping import CASMapping
+from cas_zarr.repository.commit import Commit
+from cas_zarr.repository.signing import check
 from cas_zarr.tree.walk import reachable
 
 VECTORS: list[dict[str, Any]] = json.loads(vectors.FILE.read_text())
 NAMES = [vector["name"] for vector in VECTORS]
+COMMITS: list[dict[str, Any]] = json.loads(vectors.COMMITS.read_text())
 
 
 def unwritten(value: Any) -> bytes:
@@ -67,6 +70,26 @@ def test_a_reader_that_knows_only_the_page_reads_them(vector: dict[str, Any]) ->
     blocks = {cid: unwritten(data) for cid, data in vector["blocks"].items()}
     read = reader.Dataset(blocks, vector["root"]).items()
     assert read == {key: unwritten(value) for key, value in vector["keys"].items()}
+
+
+def test_the_file_of_commits_is_what_the_generator_makes() -> None:
+    assert [vectors.build_commit(*commit) for commit in vectors.commits()] == COMMITS
+
+
+@pytest.mark.parametrize("vector", COMMITS, ids=[vector["name"] for vector in COMMITS])
+def test_a_reader_that_knows_only_the_page_reads_commits(vector: dict[str, Any]) -> None:
+    block = bytes.fromhex(vector["block"])
+    found = reader.cbor(block)
+    for field in ("root", "parents", "author", "time", "message"):
+        assert found[field] == vector[field]
+    signature = found.get("signature")
+    assert (None if signature is None else signature.hex()) == vector["signature"]
+    key = reader.signed_by(block)
+    assert (key is not None) == vector["signed"]
+    assert key is None or vector["signature"].startswith(key.hex())
+    commit = Commit.from_block(as_cid_bytes(vector["cid"]), block)
+    assert format_cid(commit.root) == vector["root"]
+    assert check(commit).valid == vector["signed"]
 
 
 def test_the_reader_stands_alone() -> None:

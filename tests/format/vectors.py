@@ -8,15 +8,19 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cas_zarr.blocks.memory import MemoryBlocks
-from cas_zarr.cid import format_cid
+from cas_zarr.cid import BLAKE3, DAG_CBOR, DAG_JSON, cid_of, format_cid, hash_by_name
 from cas_zarr.mapping import CASMapping
+from cas_zarr.repository.commit import Commit
+from cas_zarr.repository.signing import check, key_of, sign
 from cas_zarr.tree.walk import reachable
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "format-vectors.json"
+COMMITS = FILE.with_name("commit-vectors.json")
 
 GROUP = b'{"zarr_format":3,"node_type":"group"}'
 MIB = 1 << 20
@@ -200,10 +204,66 @@ def _written(value: bytes) -> Any:
     return parts if len(parts) < 100 else value.hex()
 
 
+def commits() -> Iterator[tuple[str, str, Commit]]:
+    """Yield name, hash and commit of each vector; the keys are those of RFC 8032, section 7.1."""
+    root, first, second = (
+        cid_of(codec, BLAKE3, data)
+        for codec, data in ((DAG_JSON, b"root"), (DAG_CBOR, b"first"), (DAG_CBOR, b"second"))
+    )
+    yield "the least", "blake3", Commit(root=root)
+    merge = Commit(
+        root=root,
+        parents=(first, second),
+        author="Ada <ada@example.org>",
+        time=1_769_860_800_000_000,
+        message="Messfehler vom 3. Tag berichtigt",
+        metadata={"run": 7, "tags": ["a", "ß"], "inner": {"raw": b"\xff"}},
+    )
+    yield "a merge", "blake3", merge
+    yield "a merge, sha2-256", "sha2-256", merge
+    one = key_of(bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60"))
+    other = key_of(
+        bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")
+    )
+    yield "the least, signed", "blake3", sign(Commit(root=root), one)
+    signed = sign(merge, other)
+    yield "a merge, signed", "blake3", signed
+    yield "a merge, signed, sha2-256", "sha2-256", signed
+    yield "signed, and changed", "blake3", replace(signed, message="Nichts berichtigt")
+    yield "signed by one, of another", "blake3", replace(merge, signature=_of(one, signed))
+    yield "a signature of another form", "blake3", replace(merge, signature=b"later")
+
+
+def _of(key: Any, signed: Commit) -> bytes:
+    """Return a signature that claims another key."""
+    assert signed.signature is not None
+    return bytes(key.public_key().public_bytes_raw()) + signed.signature[32:]
+
+
+def build_commit(name: str, hash: str, commit: Commit) -> dict[str, Any]:
+    """Return one vector of a commit."""
+    cid, data = commit.to_block(hash_by_name(hash))
+    return {
+        "name": name,
+        "hash": hash,
+        "root": format_cid(commit.root),
+        "parents": [format_cid(parent) for parent in commit.parents],
+        "author": commit.author,
+        "time": commit.time,
+        "message": commit.message,
+        "signature": None if commit.signature is None else commit.signature.hex(),
+        "signed": check(commit).valid,
+        "cid": format_cid(cid),
+        "block": data.hex(),
+    }
+
+
 def main() -> None:
-    """Write the file."""
+    """Write the files."""
     vectors = [build(*dataset) for dataset in datasets()]
     FILE.write_text(json.dumps(vectors, ensure_ascii=False, indent=1) + "\n")
+    made = [build_commit(*commit) for commit in commits()]
+    COMMITS.write_text(json.dumps(made, ensure_ascii=False, indent=1) + "\n")
 
 
 if __name__ == "__main__":
