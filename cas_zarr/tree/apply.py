@@ -207,7 +207,7 @@ class _Application:
         if not classifier.owns(path):
             return False
         if not classifier.owned_before(path) and (
-            self.view.node(path) or (path and self.view.owner(split_key(path)[0]) is not None)
+            self.view.node(path) or any(True for _ in self.view.chunk_keys_above(f"{path}/"))
         ):
             return False  # keys that are there already become its chunks too
         kind = parse_form(one.form)[0]

@@ -364,25 +364,13 @@ class _Merge:
             beyond = np.flatnonzero(size.outside(places))
             other: _Name = "theirs" if side == "ours" else "ours"
             for row, place in zip(beyond.tolist(), places[beyond].tolist(), strict=True):
-                chunk = tuple(place)
+                code, chunk = int(sets.codes[row]), tuple(place)
+                was, held = (self._chunk(one, path, size.form, code) for one in ("base", other))
                 value = Value(CidBytes(sets.cids[row].tobytes()), int(sets.sizes[row]))
-                code = int(sets.codes[row])
-                before, held = (
-                    self._chunk(name, path, size.form, code) for name in ("base", other)
-                )
-                pair = (value, held) if side == "ours" else (held, value)
+                mine, yours = (value, held) if side == "ours" else (held, value)
                 reason = f"chunk {chunk} of {path!r} was set outside the shape {size.after}"
-                self.overlaps.append(
-                    Conflict(
-                        path,
-                        "chunk",
-                        size.form,
-                        chunk,
-                        self._chunk("base", path, size.form, code),
-                        *pair,
-                        reason,
-                    )
-                )
+                conflict = Conflict(path, "chunk", size.form, chunk, was, mine, yours, reason)
+                self.overlaps.append(conflict)
             rows.drop(sets.codes[beyond])
         self.notes.append(
             f"{path!r} was resized from {size.before} to {size.after} on one side and written to "
@@ -477,11 +465,16 @@ class _Merge:
             above = _at_and_above(path)[1:]
             if self._is_taken(path) or any(up in gone for up in above):
                 continue
-            if all(view.owner(above[0]) is None for view in self.views.values()):
+            if not any(_covers(view, path) for view in self.views.values()):
                 gone.add(path)
                 if self.views["theirs"].node(path) is not None:
                     changes.clear(f"{path}/")
         return gone
+
+
+def _covers(view: TreeView, path: str) -> bool:
+    """Tell whether an array above a node has chunks whose keys lie below the node."""
+    return any(True for _ in view.chunk_keys_above(f"{path}/"))
 
 
 def _merge_documents(
