@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from cas_zarr.cid import format_cid
 from cas_zarr.cli.options import (
+    SHARE,
     json_option,
     opened,
     path_argument,
@@ -32,6 +34,7 @@ from cas_zarr.errors import NotFoundError
 from cas_zarr.repository.describe import NodeInfo, describe, iter_nodes, unfold
 from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.stats import dataset_stats
+from cas_zarr.repository.verify import VerifyReport
 
 __all__ = [
     "cat_root_command",
@@ -41,6 +44,8 @@ __all__ = [
     "stats_command",
     "verify_command",
 ]
+
+_MOST_BOXES = 20
 
 
 @command("ls", "data", "cas-zarr ls weather.cas -r", "cas-zarr ls weather.cas era5 --version v1.0")
@@ -219,7 +224,13 @@ def cid_command(
     click.echo(format_cid(cid))
 
 
-@click.command("verify")
+@command(
+    "verify",
+    "check",
+    "cas-zarr verify weather.cas --data",
+    "cas-zarr verify weather.cas --version v1.0 --path era5/t2m --sample 5%",
+    "cas-zarr verify weather.cas --allowed-signers signers.txt",
+)
 @repository_argument
 @click.option(
     "--version",
@@ -227,41 +238,96 @@ def cid_command(
     metavar="VERSION",
     help="Only this version, without its history: a tag, branch, commit, root CID, or main~2.",
 )
+@click.option("--path", metavar="PATH", default="", help="Only this group or array of the version.")
+@click.option("--data", is_flag=True, help="Read and hash every block, not only the structure.")
+@click.option(
+    "--sample", metavar="SHARE", type=SHARE, help="Read and hash a share of the values, as 5%."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Which share of the values --sample reads: another number reads others.",
+)
+@click.option("--signatures", is_flag=True, help="Check the signatures of the commits.")
+@click.option(
+    "--allowed-signers",
+    metavar="FILE",
+    help="Accept only commits that are signed by one of the keys in this file, a line each: "
+    "ssh-ed25519 AAAA... name.",
+)
 @json_option
-def verify_command(repository: str, version: str | None, as_json: bool) -> None:
-    """Read every block and check it.
+def verify_command(
+    repository: str,
+    version: str | None,
+    path: str,
+    data: bool,
+    sample: float | None,
+    seed: int,
+    signatures: bool,
+    allowed_signers: str | None,
+    as_json: bool,
+) -> None:
+    """Check that everything is there and whole.
 
-    Without a version, all branches, tags and kept roots are checked with their histories. The exit
-    code is 1 if a block is damaged or missing.
+    Without a version, all branches, tags and kept roots are checked with their histories, and the
+    files of the repository. The structure is read and hashed, and of the values it is checked that
+    they are there; --data reads and hashes all of them, --sample a share. The exit code is 1 if
+    something is damaged or missing.
     """
     repo = Repository.open(repository, read_only=True)
+    allowed = None
+    if allowed_signers is not None:
+        from cas_zarr.repository.signing import load_signers
+
+        allowed = frozenset(load_signers(allowed_signers))
     with counter("verify") as progress:
-        report = repo.verify(version, progress=progress)
-    if as_json:
-        print_json(
-            {
-                "ok": report.ok,
-                "complete": report.complete,
-                "roots": report.roots,
-                "commits": report.commits,
-                "blocks": report.blocks,
-                "bytes": report.size,
-                "damaged": [
-                    {"cid": cid_text(found.cid), "path": found.path, "reason": found.reason}
-                    for found in report.damaged
-                ],
-            }
+        report = repo.verify(
+            version,
+            path=path,
+            data=data,
+            sample=sample,
+            seed=seed,
+            signatures=signatures,
+            allowed=allowed,
+            progress=progress,
         )
+    if as_json:
+        print_json(report.as_json())
     else:
-        for found in report.damaged:
-            click.echo(f"damaged: {printable(str(found))}")
-        if not report.complete:
-            click.echo("what lies below a damaged block could not be checked")
-        checked = (count(report.roots, "root"), count(report.commits, "commit"))
-        blocks = f"{count(report.blocks, 'block')} of {size_text(report.size)}"
-        click.echo(f"{', '.join(checked)}, {blocks}: {_verdict(len(report.damaged))}")
+        _print_report(report, signatures or allowed is not None)
     if not report.ok:
         click.get_current_context().exit(1)
+
+
+def _print_report(report: VerifyReport, signatures: bool) -> None:
+    for found in (*report.damaged, *report.pack_faults):
+        click.echo(f"damaged: {printable(str(found))}")
+    if report.damages > len(report.damaged):
+        click.echo(f"and {report.damages - len(report.damaged):,} more")
+    for array in report.arrays:
+        where = " ".join(_box_text(box) for box in (array.indices or array.boxes)[:_MOST_BOXES])
+        more = "" if len(array.boxes) <= _MOST_BOXES else " ..."
+        click.echo(
+            f"hurt: {printable(array.path or '/')} in {printable(array.version)}: "
+            f"{count(array.chunks, 'chunk')} {where}{more}".rstrip()
+        )
+    if not report.complete:
+        click.echo("what lies below a damaged block could not be checked")
+    if report.promised:
+        click.echo(f"{count(report.promised, 'block')} left at the remote, as a partial clone has")
+    if signatures:
+        click.echo(f"{count(report.signed, 'signed commit')}, {report.unsigned:,} unsigned")
+    checked = (count(report.roots, "root"), count(report.commits, "commit"))
+    blocks = f"{count(report.blocks, 'block')} of {size_text(report.size)}"
+    damaged = max(report.damages, len(report.pack_faults))
+    click.echo(
+        f"{', '.join(checked)}, {blocks}, {size_text(report.read_size)} read: {_verdict(damaged)}"
+    )
+
+
+def _box_text(box: Sequence[tuple[int, int]]) -> str:
+    return f"[{','.join(f'{start}:{stop}' for start, stop in box)}]"
 
 
 @command("cat-root", "data", "cas-zarr cat-root weather.cas | jq .nodes")

@@ -306,7 +306,7 @@ class _Run:
 
         state = signing.check(commit)
         if not state.valid or state.signer is None:
-            self.check.report("signature", name, cid, "the signature of the commit is not valid")
+            self.check.report("signature", name, cid, state.reason)
         elif self.allowed is not None and state.signer not in self.allowed:
             signer = signing.signer_text(state.signer)
             reason = f"the commit is signed by {signer}, which is none of the allowed keys"

@@ -7,41 +7,16 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import zarr
+from commands import Command
 
 from cas_zarr import CASStore, Repository
 from cas_zarr.cid import format_cid
-from cas_zarr.cli.group import run
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Command = Callable[..., Result]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Return a function that runs a command line."""
-
-    def call(*arguments: object) -> Result:
-        code = run([str(argument) for argument in arguments])
-        return Result(code, *capsys.readouterr())
-
-    return call
+from cas_zarr.repository.signing import signer_text
 
 
 def write_zarr(folder: Path, zarr_format: int = 3) -> None:
@@ -290,11 +265,35 @@ def test_verify(repository: Path, command: Command) -> None:
             pack.write_bytes(data)
             flipped += 1
     assert flipped == 1
-    damaged = command("verify", repository)
+    assert command("verify", repository).code == 0  # the structure is whole
+    damaged = command("verify", repository, "--data")
     assert damaged.code == 1
     assert "second/c/0/0" in damaged.out
-    report = command("verify", repository, "--json").json
+    assert "hurt: second in main: 1 chunk [0:" in damaged.out
+    report = command("verify", repository, "--data", "--json").json
     assert [found["cid"] for found in report["damaged"]] == [format_cid(cid)]
+    (array,) = report["arrays"]
+    assert (array["path"], array["chunks"], array["boxes"]) == ("second", 1, [[[0, 1], [0, 1]]])
+    (fault,) = report["pack_faults"]
+    assert fault["cid"] == format_cid(cid)
+    version = ("verify", repository, "--version", "main")
+    assert command(*version, "--sample", "100%").code == 1
+    assert command(*version, "--sample", "0.000001").code == 0
+    assert command(*version, "--path", "second", "--data").code == 1
+    assert command(*version, "--path", "first", "--data").code == 0
+    assert command(*version, "--sample", "5").code == 2
+
+
+def test_verify_signatures(repository: Path, tmp_path: Path, command: Command) -> None:
+    signers = tmp_path / "signers"
+    signers.write_text(f"{signer_text(bytes(32))} nobody\n")
+    told = command("verify", repository, "--signatures")
+    assert told.code == 0
+    assert "0 signed commits" in told.out
+    refused = command("verify", repository, "--allowed-signers", signers)
+    assert refused.code == 1
+    assert "not signed" in refused.out
+    assert command("verify", repository, "--allowed-signers", tmp_path / "none").code == 1
 
 
 def test_no_repository(tmp_path: Path, command: Command) -> None:
