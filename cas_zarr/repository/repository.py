@@ -2,55 +2,59 @@
 
 from __future__ import annotations
 
-import heapq
 import os
-import threading
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 from cas_zarr.blocks.base import BlockStore
-from cas_zarr.blocks.local import LocalBlocks
-from cas_zarr.cid import BLAKE3, CidBytes, CidLike, HashFunction
-from cas_zarr.errors import (
-    InvalidArgumentError,
-    ReadOnlyError,
-    RepositoryNotFoundError,
+from cas_zarr.blocks.repack import Repacked
+from cas_zarr.cid import CidBytes, CidLike
+from cas_zarr.errors import InvalidArgumentError
+from cas_zarr.repository.base import RepositoryBase
+from cas_zarr.repository.expiring import ExpireReport, expire
+from cas_zarr.repository.gc import GRACE, GCReport, collect, repack
+from cas_zarr.repository.history import LogEntry, log
+from cas_zarr.repository.merging import (
+    MergeResult,
+    Resolve,
+    cherry_pick,
+    merge,
+    rebase,
+    revert,
 )
-from cas_zarr.mapping import CASMapping
-from cas_zarr.repository.commit import Commit
-from cas_zarr.repository.folder import FolderRefs, is_repository, make_folder, read_marker
+from cas_zarr.repository.moving import guarded, move_tag, rename_branch, reset
 from cas_zarr.repository.names import check_name
-from cas_zarr.repository.opening import (
-    MEMORY,
-    SharedMemory,
-    hash_named,
-    in_memory,
-    path_of,
-    same_hash,
+from cas_zarr.repository.proof import prove
+from cas_zarr.repository.refs import Branch, RefMove, Tag
+from cas_zarr.repository.repair import RepairProgress, RepairReport, repair
+from cas_zarr.repository.session import Session, close_sessions
+from cas_zarr.repository.sync import (
+    ORIGIN,
+    Copied,
+    PullReport,
+    SyncReport,
+    clone,
+    fetch,
+    fetch_paths,
+    pull,
+    push,
 )
-from cas_zarr.repository.refs import Branch, MemoryRefs, Refs, Tag
-from cas_zarr.repository.remotes import blocks_for
-from cas_zarr.repository.session import Session
+from cas_zarr.repository.times import When
 from cas_zarr.repository.verify import Progress, VerifyReport, verify
-from cas_zarr.repository.versions import Resolved, not_found, read_commit, resolve
+from cas_zarr.repository.versions import not_found
+from cas_zarr.tree.merge import Resolver
+
+if TYPE_CHECKING:
+    from cas_zarr.repository.signing import PrivateKey
 
 __all__ = ["LogEntry", "Repository"]
 
 
-@dataclass(frozen=True, slots=True)
-class LogEntry:
-    """A commit and its CID, as `Repository.log` yields them."""
+class Repository(RepositoryBase):
+    """A repository of datasets, and all that can be done with their versions.
 
-    cid: CidBytes
-    commit: Commit
-
-
-class Repository:
-    """A place of blocks and refs.
-
-    Open one with `Repository.open`.
+    Open one with `Repository.open`, or copy one with `Repository.clone`.
 
     Attributes
     ----------
@@ -64,223 +68,242 @@ class Repository:
         Who commits, unless a commit says otherwise.
     """
 
-    def __init__(
-        self,
-        location: str,
-        refs: Refs,
-        blocks: BlockStore | None,
-        function: HashFunction,
-        *,
-        read_only: bool = False,
-        author: str = "",
-    ) -> None:
-        self.location = location
-        self.refs = refs
-        self.read_only = read_only
-        self.author = author
-        self._function = function
-        self._blocks = blocks
-        self._lock = threading.Lock()
-        self._asked: HashFunction | None = None
-        self._memory: SharedMemory | None = None
-
-    def __repr__(self) -> str:
-        return f"Repository({self.location!r})"
-
-    # -- opening ------------------------------------------------------------------------------
-
-    @classmethod
-    def open(
-        cls,
-        location: str | os.PathLike[str],
-        *,
-        create: bool = False,
-        hash: str | None = None,
-        read_only: bool = False,
-        author: str = "",
-    ) -> Self:
-        """Open a repository.
+    def session(self, branch: str = "main", *, strict: bool = False) -> Session:
+        """Open a branch for writing.
 
         Parameters
         ----------
-        location : str or path
-            A folder, or ``memory://name`` for one in this process.
-        create : bool
-            Make it if it is not there.
-        hash : str, optional
-            ``blake3`` (for a new repository the default) or ``sha2-256``. For one that exists it
-            must be what the repository has.
-        read_only : bool
-            Refuse to write.
-        author : str
-            Who commits, unless a commit says otherwise.
-
-        Raises
-        ------
-        RepositoryNotFoundError
-            If there is none and `create` is false, or the folder holds something else.
-        FormatError
-            If it is damaged, or of a format version that is not known here.
+        branch : str
+            It must be there, unless the repository has no branch at all.
+        strict : bool
+            Refuse to bind a key to another value.
         """
-        repository = cls.prepare(location, hash=hash, read_only=read_only, author=author)
-        if not repository.exists:
-            if not create:
-                raise RepositoryNotFoundError(
-                    f"there is no repository at {repository.location}; check the path, or pass "
-                    "create=True to make one"
-                )
-            repository.make()
-        return repository
-
-    @classmethod
-    def prepare(
-        cls,
-        location: str | os.PathLike[str],
-        *,
-        hash: str | None = None,
-        read_only: bool = False,
-        author: str = "",
-    ) -> Self:
-        """Open a repository that is made by the first write, where there is none yet."""
-        function = None if hash is None else hash_named(hash)
-        text = os.fspath(location)
-        if not isinstance(text, str):
-            raise InvalidArgumentError(f"{location!r} is no path or address of a repository")
-        if text.startswith(MEMORY):
-            return cls._prepare_memory(text, function, read_only, author)
-        path = path_of(text)
-        refs = FolderRefs(path, read_only=read_only)
-        if not is_repository(path):
-            repository = cls(
-                str(path), refs, None, function or BLAKE3, read_only=read_only, author=author
-            )
-            repository._asked = function
-            return repository
-        found = same_hash(str(path), function, read_marker(path))
-        blocks = blocks_for(refs, LocalBlocks(path / "packs", read_only=read_only))
-        return cls(str(path), refs, blocks, found, read_only=read_only, author=author)
-
-    @classmethod
-    def memory(cls, *, hash: str | None = None, author: str = "") -> Self:
-        """Make a repository in the memory of this process, under a name of its own."""
-        return cls.prepare(MEMORY, hash=hash, author=author)
-
-    @classmethod
-    def _prepare_memory(
-        cls, location: str, function: HashFunction | None, read_only: bool, author: str
-    ) -> Self:
-        location, held = in_memory(location, function or BLAKE3)
-        repository = cls(
-            location,
-            MemoryRefs(held.refs, read_only=read_only),
-            blocks_for(held.refs, held.blocks),
-            same_hash(location, function, held.function),
-            read_only=read_only,
-            author=author,
-        )
-        repository._memory = held
-        return repository
-
-    # ---------------------------------------------------------------------------------------
-
-    @property
-    def exists(self) -> bool:
-        """Whether it has been made."""
-        return self._blocks is not None
-
-    @property
-    def blocks(self) -> BlockStore:
-        """The blocks.
-
-        Raises
-        ------
-        RepositoryNotFoundError
-            If the repository has not been made yet.
-        """
-        if self._blocks is None:
-            raise RepositoryNotFoundError(
-                f"there is no repository at {self.location} yet; the first write makes it"
-            )
-        return self._blocks
-
-    @property
-    def function(self) -> HashFunction:
-        """The hash function of new blocks."""
-        return self._function
-
-    @property
-    def hash(self) -> str:
-        """The name of the hash function of new blocks."""
-        return self._function.name
-
-    def make(self) -> None:
-        """Make the repository if it is not there yet."""
-        with self._lock:
-            if self._blocks is not None:
-                return
-            self._check_writable()
-            path = Path(self.location)
-            found = make_folder(path, self._function)
-            self._function = same_hash(self.location, self._asked, found)
-            self._blocks = LocalBlocks(path / "packs", create=True)
+        return Session(self, branch, strict=strict)
 
     def close(self) -> None:
-        """Release files. Sessions that are open must not be used afterwards."""
-        with self._lock:
-            if self._blocks is not None and self._memory is None:
-                self._blocks.close()
+        """Flush what sessions have left, and release files; no session can be used afterwards."""
+        close_sessions(self)
+        super().close()
 
-    # -- versions -----------------------------------------------------------------------------
+    # -- history --------------------------------------------------------------------------------
 
-    def resolve(self, version: CidLike) -> Resolved:
-        """Find what a version expression stands for; see `cas_zarr.repository.versions`.
-
-        Raises
-        ------
-        VersionNotFoundError
-            If nothing has that name; the message has the nearest ones.
-        """
-        return resolve(self.blocks, self.refs, version)
-
-    def record(self, branch: str) -> Branch | None:
-        """Return where a branch stands; None if it is to be the first one of the repository.
-
-        Raises
-        ------
-        VersionNotFoundError
-            If there is no such branch, but others are.
-        """
-        record = self.refs.branch(branch)
-        if record is None and (others := self.refs.branches()):
-            raise not_found(self.refs, branch, kind="branch", names=others)
-        return record
-
-    def at(self, version: CidLike) -> CASMapping:
-        """Return the keys and values of a version, for reading only."""
-        return CASMapping(self.blocks, self.resolve(version).root, hash=self.hash, read_only=True)
-
-    def log(self, version: CidLike = "main") -> Iterator[LogEntry]:
+    def log(
+        self,
+        version: CidLike = "main",
+        *,
+        since: When | None = None,
+        until: When | None = None,
+        path: str | None = None,
+        box: Sequence[slice | tuple[int, int | None]] | None = None,
+        first_parent: bool = False,
+        topological: bool = False,
+    ) -> Iterator[LogEntry]:
         """Yield the commits of a version's history, newest first, each once.
 
-        A commit comes after all that were made later and that the walk has met so far; merges
-        bring in the histories of all their parents.
+        With `path`, and with a `box` of chunks there, those that changed it; see
+        `cas_zarr.repository.history.log`.
         """
-        start = self.resolve(version).commit
-        if start is None:
-            raise InvalidArgumentError(f"{version!r} is a root and has no history")
-        first = read_commit(self.blocks, start)
-        seen = {start}
-        order = 0
-        queue = [(-first.time, order, start, first)]
-        while queue:
-            _, _, cid, commit = heapq.heappop(queue)
-            yield LogEntry(cid, commit)
-            for parent in commit.parents:
-                if parent not in seen:
-                    seen.add(parent)
-                    order += 1
-                    entry = read_commit(self.blocks, parent)
-                    heapq.heappush(queue, (-entry.time, order, parent, entry))
+        return log(
+            self,
+            version,
+            since=since,
+            until=until,
+            path=path,
+            box=box,
+            first_parent=first_parent,
+            topological=topological,
+        )
+
+    def reflog(self, ref: str | None = None) -> list[RefMove]:
+        """Return what each move of a branch or a tag replaced, newest last.
+
+        Parameters
+        ----------
+        ref : str, optional
+            A branch or a tag, also one that is gone; all of them by default.
+        """
+        return self.refs.log(ref)
+
+    # -- combining ------------------------------------------------------------------------------
+
+    def merge(
+        self,
+        version: CidLike,
+        *,
+        into: str = "main",
+        message: str | None = None,
+        resolve: Resolve | None = None,
+        resolver: Resolver | None = None,
+        fast_forward: bool = True,
+        author: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        time: int | None = None,
+        sign: PrivateKey | str | None = None,
+    ) -> MergeResult:
+        """Bring into a branch what another version has; see `cas_zarr.repository.merging.merge`.
+
+        Different chunks of one array and different fields of one document are united. What both
+        changed is a conflict: `resolve` is ``"ours"``, ``"theirs"`` or a function of three arrays.
+        """
+        return merge(
+            self,
+            version,
+            into=into,
+            message=message,
+            resolve=resolve,
+            resolver=resolver,
+            fast_forward=fast_forward,
+            author=author,
+            metadata=metadata,
+            time=time,
+            sign=sign,
+        )
+
+    def cherry_pick(
+        self,
+        version: CidLike,
+        *,
+        into: str = "main",
+        parent: int | None = None,
+        resolve: Resolve | None = None,
+        resolver: Resolver | None = None,
+        sign: PrivateKey | str | None = None,
+    ) -> MergeResult:
+        """Make on a branch the change that a commit made elsewhere."""
+        return cherry_pick(
+            self, version, into=into, parent=parent, resolve=resolve, resolver=resolver, sign=sign
+        )
+
+    def revert(
+        self,
+        version: CidLike,
+        *,
+        into: str = "main",
+        parent: int | None = None,
+        resolve: Resolve | None = None,
+        resolver: Resolver | None = None,
+        message: str | None = None,
+        sign: PrivateKey | str | None = None,
+    ) -> MergeResult:
+        """Take back the change that a commit made, in a commit of its own."""
+        return revert(
+            self,
+            version,
+            into=into,
+            parent=parent,
+            resolve=resolve,
+            resolver=resolver,
+            message=message,
+            sign=sign,
+        )
+
+    def rebase(
+        self,
+        branch: str,
+        *,
+        onto: CidLike,
+        resolve: Resolve | None = None,
+        resolver: Resolver | None = None,
+        sign: PrivateKey | str | None = None,
+    ) -> MergeResult:
+        """Make the commits of a branch anew on top of another version."""
+        return rebase(self, branch, onto=onto, resolve=resolve, resolver=resolver, sign=sign)
+
+    # -- sharing --------------------------------------------------------------------------------
+
+    @staticmethod
+    def clone(
+        source: Repository | str | os.PathLike[str],
+        target: str | os.PathLike[str],
+        *,
+        branches: Iterable[str] | None = None,
+        paths: Sequence[str] | None = None,
+        depth: int | None = None,
+        author: str = "",
+        progress: Progress | None = None,
+    ) -> Repository:
+        """Copy a repository, or some groups, arrays or boxes of it; see `sync.clone`."""
+        return clone(
+            source,
+            target,
+            branches=branches,
+            paths=paths,
+            depth=depth,
+            author=author,
+            progress=progress,
+        )
+
+    def fetch(
+        self,
+        source: Repository | str | os.PathLike[str] = ORIGIN,
+        *,
+        branches: Iterable[str] | None = None,
+        depth: int | None = None,
+        progress: Progress | None = None,
+    ) -> SyncReport:
+        """Copy what another repository has got, and note where its branches are."""
+        return fetch(self, source, branches=branches, depth=depth, progress=progress)
+
+    def pull(
+        self,
+        source: Repository | str | os.PathLike[str] = ORIGIN,
+        *,
+        branches: str | Iterable[str] = "main",
+        resolve: Resolve | None = None,
+        progress: Progress | None = None,
+    ) -> PullReport:
+        """Fetch branches of another repository, and merge them into the ones of their name here."""
+        return pull(self, source, branches=branches, resolve=resolve, progress=progress)
+
+    def push(
+        self,
+        target: Repository | str | os.PathLike[str] = ORIGIN,
+        *,
+        branches: str | Iterable[str] = "main",
+        tags: Iterable[str] = (),
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> SyncReport:
+        """Give another repository branches and tags, with the blocks that it lacks."""
+        return push(self, target, branches=branches, tags=tags, force=force, progress=progress)
+
+    def fetch_paths(
+        self, paths: Sequence[str] | None = None, *, progress: Progress | None = None
+    ) -> Copied:
+        """Copy more of what a partial clone left behind; without `paths` the rest."""
+        return fetch_paths(self, paths, progress=progress)
+
+    # -- cleaning -------------------------------------------------------------------------------
+
+    def gc(
+        self,
+        *,
+        grace: timedelta = GRACE,
+        dry_run: bool = False,
+        max_unused: float = 0.05,
+        progress: Progress | None = None,
+    ) -> GCReport:
+        """Condemn what no ref leads to, and delete what was condemned long enough ago.
+
+        See `cas_zarr.repository.gc.collect`.
+        """
+        return collect(self, grace=grace, dry_run=dry_run, max_unused=max_unused, progress=progress)
+
+    def expire(
+        self,
+        *,
+        older_than: datetime | timedelta | None = None,
+        keep: int | None = None,
+        dry_run: bool = False,
+    ) -> ExpireReport:
+        """Cut old history off; `gc` then deletes what only it had. See `expiring.expire`."""
+        return expire(self, older_than=older_than, keep=keep, dry_run=dry_run)
+
+    def repack(self) -> Repacked:
+        """Write all packs anew, into as few as is sensible."""
+        return repack(self)
+
+    # -- checking -------------------------------------------------------------------------------
 
     def verify(
         self,
@@ -313,17 +336,40 @@ class Repository:
             progress=progress,
         )
 
+    def repair(
+        self,
+        source: Repository | BlockStore | str | os.PathLike[str],
+        *,
+        progress: RepairProgress | None = None,
+    ) -> RepairReport:
+        """Put right what is damaged or missing, with blocks from another place."""
+        return repair(self, source, progress=progress)
+
+    def prove(
+        self,
+        version: CidLike,
+        path: str,
+        box: Sequence[slice | tuple[int, int | None]] | None = None,
+        *,
+        chunks: bool = False,
+    ) -> bytes:
+        """Return a CAR that proves which chunks a version has to who holds its root CID alone.
+
+        `cas_zarr.repository.proof.check_proof` checks it.
+
+        Parameters
+        ----------
+        version : str, bytes or CID
+        path : str
+            An array.
+        box : sequence of slice or (start, stop), optional
+            In chunk coordinates; all chunks by default.
+        chunks : bool
+            Whether the values are in it as well.
+        """
+        return prove(self, version, path, box, chunks=chunks)
+
     # -- branches and tags ----------------------------------------------------------------------
-
-    def branches(self) -> dict[str, Branch]:
-        """Return all branches by name."""
-        found = {name: self.refs.branch(name) for name in self.refs.branches()}
-        return {name: branch for name, branch in found.items() if branch is not None}
-
-    def tags(self) -> dict[str, CidBytes]:
-        """Return the commits of all tags by name."""
-        found = {name: self.refs.tag(name) for name in self.refs.tags()}
-        return {name: tag.commit for name, tag in found.items() if tag is not None}
 
     def create_branch(self, name: str, version: CidLike | None = "main") -> Branch:
         """Begin a branch at a version; with None, one that has no history and no data.
@@ -341,7 +387,15 @@ class Repository:
         else:
             found = self.resolve(version)
             record = Branch(commit=found.commit, work=found.root)
-        self.refs.update(name, expected=None, new=record)
+            guarded(
+                self,
+                found,
+                lambda guard: self.refs.update(
+                    name, expected=None, new=record, why=f"branch from {found.name}", guard=guard
+                ),
+            )
+            return record
+        self.refs.update(name, expected=None, new=record, why="branch without a history")
         return record
 
     def delete_branch(self, name: str) -> None:
@@ -350,7 +404,23 @@ class Repository:
         record = self.refs.branch(name)
         if record is None:
             raise not_found(self.refs, name, kind="branch", names=self.refs.branches())
-        self.refs.update(name, expected=record, new=None)
+        self.refs.update(name, expected=record, new=None, why="delete")
+
+    def rename_branch(self, old: str, new: str) -> Branch:
+        """Give a branch another name; its log goes on under that."""
+        self._check_writable()
+        return rename_branch(self, old, new)
+
+    def reset(self, branch: str, version: CidLike, *, force: bool = False) -> Branch:
+        """Let a branch lead to another version.
+
+        Raises
+        ------
+        ConflictError
+            If it has work that no commit has, unless `force` drops it; the log of refs has it.
+        """
+        self._check_writable()
+        return reset(self, branch, version, force=force)
 
     def create_tag(self, name: str, version: CidLike = "main") -> CidBytes:
         """Give the commit of a version a fixed name; return the commit.
@@ -361,13 +431,24 @@ class Repository:
             If there is a tag of that name.
         """
         self._check_writable()
-        commit = self.resolve(version).commit
+        found = self.resolve(version)
+        commit = found.commit
         if commit is None:
             raise InvalidArgumentError(
-                f"{version!r} is a root, and a tag names a commit; commit it first"
+                f"{found.name!r} is a root, and a tag names a commit; commit it first"
             )
-        self.refs.create_tag(name, Tag(commit))
+        tag = Tag(commit)
+        guarded(
+            self,
+            found,
+            lambda guard: self.refs.create_tag(name, tag, why=f"tag {found.name}", guard=guard),
+        )
         return commit
+
+    def move_tag(self, name: str, version: CidLike) -> CidBytes:
+        """Let a tag name another commit; return that. The log of refs has the old one."""
+        self._check_writable()
+        return move_tag(self, name, version)
 
     def delete_tag(self, name: str) -> None:
         """Take a tag away."""
@@ -375,20 +456,4 @@ class Repository:
         tag = self.refs.tag(name)
         if tag is None:
             raise not_found(self.refs, name, kind="tag", names=self.refs.tags())
-        self.refs.delete_tag(name, expected=tag)
-
-    def session(self, branch: str = "main", *, strict: bool = False) -> Session:
-        """Open a branch for writing.
-
-        Parameters
-        ----------
-        branch : str
-            It must be there, unless the repository has no branch at all.
-        strict : bool
-            Refuse to bind a key to another value.
-        """
-        return Session(self, branch, strict=strict)
-
-    def _check_writable(self) -> None:
-        if self.read_only:
-            raise ReadOnlyError(f"{self.location} is open for reading only")
+        self.refs.delete_tag(name, expected=tag, why="delete")

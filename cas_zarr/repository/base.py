@@ -1,0 +1,268 @@
+"""What a repository is made of: an address, blocks and refs, opened or made.
+
+`cas_zarr.repository.repository` has what is done with one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cas_zarr.blocks.base import BlockStore
+from cas_zarr.blocks.local import LocalBlocks
+from cas_zarr.cid import BLAKE3, CidBytes, CidLike, HashFunction
+from cas_zarr.errors import InvalidArgumentError, ReadOnlyError, RepositoryNotFoundError
+from cas_zarr.mapping import CASMapping
+from cas_zarr.repository.folder import FolderRefs, is_repository, make_folder, read_marker
+from cas_zarr.repository.opening import (
+    MEMORY,
+    SharedMemory,
+    hash_named,
+    in_memory,
+    path_of,
+    same_hash,
+)
+from cas_zarr.repository.refs import Branch, MemoryRefs, Refs
+from cas_zarr.repository.remotes import blocks_for
+from cas_zarr.repository.versions import Resolved, not_found, resolve
+
+__all__ = ["RepositoryBase"]
+
+
+class RepositoryBase:
+    """A place of blocks and refs: where it is, and what its names mean.
+
+    Attributes
+    ----------
+    location : str
+        The path of the folder, or ``memory://name``.
+    refs : Refs
+        Branches and tags.
+    read_only : bool
+        Whether writing is refused.
+    author : str
+        Who commits, unless a commit says otherwise.
+    """
+
+    def __init__(
+        self,
+        location: str,
+        refs: Refs,
+        blocks: BlockStore | None,
+        function: HashFunction,
+        *,
+        read_only: bool = False,
+        author: str = "",
+    ) -> None:
+        self.location = location
+        self.refs = refs
+        self.read_only = read_only
+        self.author = author
+        self._function = function
+        self._blocks = blocks
+        self._lock = threading.Lock()
+        self._asked: HashFunction | None = None
+        self._memory: SharedMemory | None = None
+
+    def __repr__(self) -> str:
+        return f"Repository({self.location!r})"
+
+    # -- opening ------------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        location: str | os.PathLike[str],
+        *,
+        create: bool = False,
+        hash: str | None = None,
+        read_only: bool = False,
+        author: str = "",
+    ) -> Self:
+        """Open a repository.
+
+        Parameters
+        ----------
+        location : str or path
+            A folder, or ``memory://name`` for one in this process.
+        create : bool
+            Make it if it is not there.
+        hash : str, optional
+            ``blake3`` (for a new repository the default) or ``sha2-256``. For one that exists it
+            must be what the repository has.
+        read_only : bool
+            Refuse to write.
+        author : str
+            Who commits, unless a commit says otherwise.
+
+        Raises
+        ------
+        RepositoryNotFoundError
+            If there is none and `create` is false, or the folder holds something else.
+        FormatError
+            If it is damaged, or of a format version that is not known here.
+        """
+        repository = cls.prepare(location, hash=hash, read_only=read_only, author=author)
+        if not repository.exists:
+            if not create:
+                raise RepositoryNotFoundError(
+                    f"there is no repository at {repository.location}; check the path, or pass "
+                    "create=True to make one"
+                )
+            repository.make()
+        return repository
+
+    @classmethod
+    def prepare(
+        cls,
+        location: str | os.PathLike[str],
+        *,
+        hash: str | None = None,
+        read_only: bool = False,
+        author: str = "",
+    ) -> Self:
+        """Open a repository that is made by the first write, where there is none yet."""
+        function = None if hash is None else hash_named(hash)
+        text = os.fspath(location)
+        if not isinstance(text, str):
+            raise InvalidArgumentError(f"{location!r} is no path or address of a repository")
+        if text.startswith(MEMORY):
+            return cls._prepare_memory(text, function, read_only, author)
+        path = path_of(text)
+        refs = FolderRefs(path, read_only=read_only)
+        if not is_repository(path):
+            repository = cls(
+                str(path), refs, None, function or BLAKE3, read_only=read_only, author=author
+            )
+            repository._asked = function
+            return repository
+        found = same_hash(str(path), function, read_marker(path))
+        blocks = blocks_for(refs, LocalBlocks(path / "packs", read_only=read_only))
+        return cls(str(path), refs, blocks, found, read_only=read_only, author=author)
+
+    @classmethod
+    def memory(cls, *, hash: str | None = None, author: str = "") -> Self:
+        """Make a repository in the memory of this process, under a name of its own."""
+        return cls.prepare(MEMORY, hash=hash, author=author)
+
+    @classmethod
+    def _prepare_memory(
+        cls, location: str, function: HashFunction | None, read_only: bool, author: str
+    ) -> Self:
+        location, held = in_memory(location, function or BLAKE3)
+        repository = cls(
+            location,
+            MemoryRefs(held.refs, read_only=read_only),
+            blocks_for(held.refs, held.blocks),
+            same_hash(location, function, held.function),
+            read_only=read_only,
+            author=author,
+        )
+        repository._memory = held
+        return repository
+
+    # ---------------------------------------------------------------------------------------
+
+    @property
+    def exists(self) -> bool:
+        """Whether it has been made."""
+        return self._blocks is not None
+
+    @property
+    def blocks(self) -> BlockStore:
+        """The blocks.
+
+        Raises
+        ------
+        RepositoryNotFoundError
+            If the repository has not been made yet.
+        """
+        if self._blocks is None:
+            raise RepositoryNotFoundError(
+                f"there is no repository at {self.location} yet; the first write makes it"
+            )
+        return self._blocks
+
+    @property
+    def function(self) -> HashFunction:
+        """The hash function of new blocks."""
+        return self._function
+
+    @property
+    def hash(self) -> str:
+        """The name of the hash function of new blocks."""
+        return self._function.name
+
+    def make(self) -> None:
+        """Make the repository if it is not there yet."""
+        with self._lock:
+            if self._blocks is not None:
+                return
+            self._check_writable()
+            path = Path(self.location)
+            found = make_folder(path, self._function)
+            self._function = same_hash(self.location, self._asked, found)
+            self._blocks = LocalBlocks(path / "packs", create=True)
+
+    def close(self) -> None:
+        """Release files."""
+        with self._lock:
+            if self._blocks is not None and self._memory is None:
+                self._blocks.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- versions -----------------------------------------------------------------------------
+
+    def resolve(self, version: CidLike) -> Resolved:
+        """Find what a version expression stands for; see `cas_zarr.repository.versions`.
+
+        Raises
+        ------
+        VersionNotFoundError
+            If nothing has that name; the message has the nearest ones.
+        """
+        return resolve(self.blocks, self.refs, version)
+
+    def record(self, branch: str) -> Branch | None:
+        """Return where a branch stands; None if it is to be the first one of the repository.
+
+        Raises
+        ------
+        VersionNotFoundError
+            If there is no such branch, but others are.
+        """
+        record = self.refs.branch(branch)
+        if record is None and (others := self.refs.branches()):
+            raise not_found(self.refs, branch, kind="branch", names=others)
+        return record
+
+    def at(self, version: CidLike) -> CASMapping:
+        """Return the keys and values of a version, for reading only."""
+        return CASMapping(self.blocks, self.resolve(version).root, hash=self.hash, read_only=True)
+
+    def branches(self) -> dict[str, Branch]:
+        """Return all branches by name."""
+        found = {name: self.refs.branch(name) for name in self.refs.branches()}
+        return {name: branch for name, branch in found.items() if branch is not None}
+
+    def tags(self) -> dict[str, CidBytes]:
+        """Return the commits of all tags by name."""
+        found = {name: self.refs.tag(name) for name in self.refs.tags()}
+        return {name: tag.commit for name, tag in found.items() if tag is not None}
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise ReadOnlyError(f"{self.location} is open for reading only")
