@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -177,6 +178,8 @@ AGE = _Age(end=False)
 SHARE = _Share()
 BOX = _Slices()
 
+_PASSWORD = "CAS_ZARR_SIGNING_PASSWORD"
+
 # -- arguments and options ----------------------------------------------------------------------
 
 repository_argument = click.argument("repository")
@@ -194,8 +197,8 @@ sign_option = click.option(
     metavar="KEYFILE",
     envvar="CAS_ZARR_SIGNING_KEY",
     show_envvar=True,
-    help="Sign with the Ed25519 key in this file: an OpenSSH private key or PEM, without a "
-    "passphrase.",
+    help="Sign with the Ed25519 key in this file, OpenSSH's or PEM; the password of an encrypted "
+    f"one is in {_PASSWORD}.",
 )
 into_option = click.option(
     "--into",
@@ -306,4 +309,4 @@ def signing_key(file: str | None) -> Any:
         return None
     from cas_zarr.repository.signing import load_key
 
-    return load_key(file)
+    return load_key(file, password=os.environ.get(_PASSWORD))

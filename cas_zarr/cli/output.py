@@ -239,6 +239,7 @@ def signature_text(commit: Commit) -> str | None:
         state = check(commit)
     except MissingDependencyError as error:
         return f"not checked: {error}"
-    if state.signer is None:
-        return "in a form that is not known here"
-    return f"{signer_text(state.signer)} ({'valid' if state.valid else 'NOT VALID'})"
+    if state.valid and state.signer is not None:
+        return signer_text(state.signer)
+    signer = "" if state.signer is None else f"{signer_text(state.signer)} "
+    return f"{signer}NOT VALID: {state.reason}"

@@ -17,9 +17,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cas_zarr.cli.output import printable
 from cas_zarr.errors import MissingDependencyError, StorageError
 
-__all__ = ["ADDED", "CHANGED", "MAX_MAPS", "REMOVED", "ChunkMap", "draw"]
+__all__ = ["ADDED", "CHANGED", "MAX_MAPS", "REMOVED", "ChunkMap", "Picture", "draw", "picture_of"]
 
 CHANGED, ADDED, REMOVED = 1, 2, 3
 """What became of a chunk."""
@@ -59,7 +60,7 @@ class ChunkMap:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Picture:
+class Picture:
     """Cells of a map, rows and columns, as they are drawn.
 
     `cells` has states, or where `summed` is true the share of chunks that differ.
@@ -96,7 +97,7 @@ def draw(maps: Sequence[ChunkMap], file: str | Path, *, title: str = "") -> None
         raise MissingDependencyError(
             "a picture is drawn by matplotlib, which is not here; install cas_zarr[plot]"
         ) from None
-    shown = [(one, _picture(one)) for one in maps[:MAX_MAPS]]
+    shown = [(one, picture_of(one)) for one in maps[:MAX_MAPS]]
     columns = max(min(_COLUMNS, len(shown)), 1)
     rows = max(-(-len(shown) // columns), 1)
     heights = [
@@ -128,7 +129,7 @@ def draw(maps: Sequence[ChunkMap], file: str | Path, *, title: str = "") -> None
         raise StorageError(f"the picture cannot be written to {file}: {error.strerror}") from error
 
 
-def _picture(one: ChunkMap) -> _Picture:
+def picture_of(one: ChunkMap) -> Picture:
     """Sum a map up to what fits on paper."""
     grid = one.grid
     longest = sorted(range(len(grid)), key=lambda axis: (-grid[axis], axis))
@@ -145,7 +146,7 @@ def _picture(one: ChunkMap) -> _Picture:
     if hidden <= 1 and max(step, default=1) == 1:
         cells: NDArray[Any] = np.zeros(shape, np.uint8)
         cells[place or ...] = one.states if place else one.states.max(initial=0)
-        return _Picture(_as_rows(cells), axes, step, False)
+        return Picture(_as_rows(cells), axes, step, False)
     counts = np.zeros(shape)
     np.add.at(counts, place, 1.0)
     chunks = np.full(shape, float(max(hidden, 1)))
@@ -153,14 +154,14 @@ def _picture(one: ChunkMap) -> _Picture:
         lengths = np.full(shape[number], by, float)
         lengths[-1] = grid[axis] - by * (shape[number] - 1)
         chunks *= lengths.reshape([-1 if other == number else 1 for other in range(len(axes))])
-    return _Picture(_as_rows(np.minimum(counts / chunks, 1.0)), axes, step, True)
+    return Picture(_as_rows(np.minimum(counts / chunks, 1.0)), axes, step, True)
 
 
 def _as_rows(cells: NDArray[Any]) -> NDArray[Any]:
     return cells if cells.ndim == 2 else cells.reshape(1, -1)
 
 
-def _draw_one(figure: Any, axes: Any, one: ChunkMap, picture: _Picture) -> None:
+def _draw_one(figure: Any, axes: Any, one: ChunkMap, picture: Picture) -> None:
     from matplotlib.colors import ListedColormap
 
     cells = picture.cells
@@ -201,7 +202,7 @@ def _draw_one(figure: Any, axes: Any, one: ChunkMap, picture: _Picture) -> None:
     _label(axes, one, picture)
 
 
-def _label(axes: Any, one: ChunkMap, picture: _Picture) -> None:
+def _label(axes: Any, one: ChunkMap, picture: Picture) -> None:
     sides = [axes.yaxis, axes.xaxis] if len(picture.axes) == 2 else [axes.xaxis]
     if len(picture.axes) < 2:
         axes.set_yticks([])
@@ -241,7 +242,7 @@ def _share_colours() -> Any:
     return LinearSegmentedColormap.from_list("share", ["#f0a12b", "#c8501e", "#5e0f14"])
 
 
-def _legend(figure: Any, shown: Sequence[tuple[ChunkMap, _Picture]], left: int) -> None:
+def _legend(figure: Any, shown: Sequence[tuple[ChunkMap, Picture]], left: int) -> None:
     from matplotlib.patches import Patch
 
     found = {0}
@@ -260,5 +261,6 @@ def _legend(figure: Any, shown: Sequence[tuple[ChunkMap, _Picture]], left: int) 
 
 def _end_of(text: str, width: int) -> str:
     """Return text that has room: its end, which of a path says most; nothing reads as a formula."""
+    text = printable(text)
     text = text if len(text) <= width else "…" + text[-(width - 1) :]
     return text.replace("$", r"\$")
