@@ -169,10 +169,14 @@ def _pieces(
 
 
 def file_blocks(reader: TreeReader, cid: CidBytes, size: int) -> Iterator[CidBytes]:
-    """Yield the CIDs of all blocks of a value, nodes before what they link."""
+    """Yield the CIDs of all blocks of a value, nodes before what they link, each once."""
     pending: list[tuple[CidBytes, int, int]] = [(cid, size, 0)]
+    seen: set[tuple[CidBytes, int]] = set()  # a few blocks can link one a billion times
     while pending:
         cid, size, depth = pending.pop()
+        if (cid, size) in seen:
+            continue
+        seen.add((cid, size))
         yield cid
         if is_file(cid):
             node: Any = reader.file_node(cid)

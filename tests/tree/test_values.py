@@ -200,6 +200,19 @@ def test_absurd_nesting_of_a_file_is_refused() -> None:
         list(file_blocks(TreeReader(blocks), cid, 3))
 
 
+def test_a_file_that_links_one_leaf_a_billion_times_is_walked_once() -> None:
+    blocks = CountingBlocks()
+    cid, size = cid_of(RAW, BLAKE3, b"abc"), 3
+    blocks.put(cid, b"abc")
+    cids = {cid}
+    for _ in range(6):
+        cid, size = node_of([(cid, size)] * 64, blocks), 64 * size
+        cids.add(cid)
+    found = list(file_blocks(TreeReader(blocks), cid, size))
+    assert len(found) == len(cids) == 7
+    assert set(found) == cids
+
+
 def test_inline_bytes_of_a_node_are_read() -> None:
     blocks = CountingBlocks()
     leaf = cid_of(RAW, BLAKE3, b"def")
