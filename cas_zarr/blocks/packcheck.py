@@ -460,14 +460,15 @@ class _Salvage:
     ) -> Iterator[tuple[CidBytes, bytes]]:
         """Yield the block of a damaged section if only what stands before its bytes is damaged."""
         ends = {following} if section is None else {following, section[2]}
-        for end in sorted(ends):
+        found: set[bytes] = set()  # the empty block is in every section, read like that
+        for end in sorted(ends, reverse=True):
             if end - at > MAX_SECTION + _LONGEST_VARINT:
                 continue
-            whole = self.file.read(at, end - at)
-            for cid, data in self._readings(whole):
-                if _sound(cid, data):
+            for cid, data in self._readings(self.file.read(at, end - at)):
+                key = bytes(cid[-KEY_SIZE:])
+                if key not in found and _sound(cid, data):
+                    found.add(key)
                     yield _with_codec(cid, data), data
-                    return
 
     def _readings(self, whole: bytes) -> Iterator[tuple[CidBytes, bytes]]:
         """Yield what a section may be, its end being known: with its own CID, or one of the index.

@@ -21,6 +21,7 @@ from cas_zarr.codecs.unixfs import FileNode, decode_file_node
 from cas_zarr.errors import BlockNotFoundError, CasZarrError, FormatError, LimitError, NotFoundError
 from cas_zarr.repository.damage import MAX_LISTED, Box, Damage, HurtArray
 from cas_zarr.repository.describe import describe, find_node
+from cas_zarr.tree.boxes import merge_boxes
 from cas_zarr.tree.chunktree import ChunkTree, TreeRef
 from cas_zarr.tree.keys import MAX_DEPTH, chunk_names, parse_form
 from cas_zarr.tree.morton import coordinates_of, decode
@@ -561,7 +562,7 @@ class _Hurt:
             return self.count, ()
         boxes = list(self.boxes)
         if self.coordinates:
-            starts, stops = _boxes(np.concatenate(self.coordinates))
+            starts, stops = merge_boxes(np.concatenate(self.coordinates))
             boxes += [
                 tuple(zip(start, stop, strict=True))
                 for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
@@ -572,8 +573,3 @@ class _Hurt:
 def _heads(cids: _Rows) -> NDArray[np.uint64]:
     heads: NDArray[np.uint64] = np.ascontiguousarray(cids[:, _HEAD]).view(np.uint64).ravel()
     return heads
-
-
-def _boxes(coordinates: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    cells = np.unique(coordinates, axis=0)
-    return cells, cells + 1
