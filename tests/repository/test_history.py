@@ -315,6 +315,31 @@ def test_a_merge_crosswise_has_two_bases(times: tuple[int, ...]) -> None:
     assert history.merge_base(made.repository, "y", "x") == made.cids[later[0]]
 
 
+def test_a_base_is_found_without_what_lies_behind_it() -> None:
+    made = History()
+    for number in range(100):
+        made.commit(str(number), *[str(number - 1)] * (number > 0))
+    made.commit("x", "97")
+    made.commit("y", "96")
+    blocks = made.repository.blocks
+    reads: list[CidBytes] = []
+    read = blocks._read
+    blocks._read = lambda cid: reads.append(cid) or read(cid)  # type: ignore[method-assign]
+    assert history.merge_base(made.repository, made.cids["x"], made.cids["y"]) == made.cids["96"]
+    assert len(set(reads)) < 8
+
+
+def test_a_base_that_another_follows_is_none_though_its_clock_was_ahead() -> None:
+    made = History()
+    made.commit("a", time=9)
+    made.commit("between", "a", time=1)
+    made.commit("b", "between", time=5)
+    made.commit("x", "b", "a", time=10)
+    made.commit("y", "b", "a", time=11)
+    found = history.merge_bases(made.repository, made.cids["x"], made.cids["y"])
+    assert made.names(found) == "b"
+
+
 @st.composite
 def graphs(draw: st.DrawFn) -> list[tuple[tuple[int, ...], int]]:
     """Return commits: their parents, all earlier in the list, and their times."""
