@@ -95,7 +95,7 @@ def apply(view: TreeView, changes: Changes, chunks: Sequence[ChunkEdit] = ()) ->
     changes : Changes
         What was set and deleted, whose values are stored already.
     chunks : sequence of ChunkEdit
-        More chunks; a key in `changes` goes before them.
+        More chunks; a key that is set in `changes` goes before them, one that is deleted does not.
     """
     return _Application(view, changes).run(chunks)
 
@@ -185,7 +185,7 @@ class _Application:
             apart = Changes()
             one.enter(apart)
             for key, packed in apart.values.items():
-                if key not in changes.values:
+                if changes.values.get(key) is None:  # a key that moved is deleted and set
                     changes.values[key] = packed
                     if key in apart.layouts:
                         changes.layouts[key] = apart.layouts[key]

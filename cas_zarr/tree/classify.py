@@ -39,7 +39,8 @@ class TreeEdit:
     """Chunks to set in and to delete from one chunk tree.
 
     They come key by key, or as `bulk`, a table of chunks to set and codes of chunks to delete;
-    `whole` is a tree that holds just what is set.
+    `whole` is a tree that holds just what is set. What is set by either way is not deleted by the
+    other: a key that moves between nodes is deleted and set.
     """
 
     ndim: int
@@ -61,12 +62,12 @@ class TreeEdit:
         table, deletes = self.bulk()
         if self.in_bulk:
             return table, deletes
-        first, gone = self._by_key()  # a key that came by itself has the last word
-        keyed = np.union1d(*alike(first.codes, gone))
+        first, gone = self._by_key()
         kept = np.ones(len(table), bool)
-        kept[matches(table.codes, keyed)[0]] = False
-        deletes = _without(deletes, keyed) if len(deletes) and len(keyed) else deletes
-        return concatenate([table.take(kept), first]), np.union1d(*alike(deletes, gone))
+        kept[matches(table.codes, first.codes)[0]] = False
+        table = concatenate([table.take(kept), first])
+        deletes = np.union1d(*alike(deletes, gone))
+        return table, _without(deletes, table.codes) if len(table) else deletes
 
     def _by_key(self) -> tuple[Table, Codes]:
         sets = _stack(self.coordinates, self.ndim)
