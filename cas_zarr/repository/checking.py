@@ -205,10 +205,12 @@ class Checker:
             self.complete = False
 
     def hurt(self) -> tuple[HurtArray, ...]:
-        """Return the arrays and chunks that the damage hurts."""
+        """Return the arrays and chunks that the damage hurts, by path."""
         return tuple(
             self._describe(path, root, ndim, found)
-            for (path, root, _, ndim), found in self._hurt.items()
+            for (path, root, _, ndim), found in sorted(
+                self._hurt.items(), key=lambda one: one[0][0]
+            )
         )
 
     # -- trees ----------------------------------------------------------------------------------
