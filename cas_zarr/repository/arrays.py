@@ -199,7 +199,7 @@ def by_arrays(
             if documents is not None and isinstance(value, Value):
                 held = bytes(read_value(view.reader, value.cid, value.size))
                 array = decode_chunk(documents, kind, place, held)
-            arrays.append(array.copy() if array.shape == blank.shape else blank.copy())
+            arrays.append(array if array.shape == blank.shape else blank.copy())
         data = encode_chunk(layout, kind, place, function(*arrays))
         if data is None:
             return None

@@ -247,8 +247,6 @@ class View:
 def close_sessions(repository: Repository) -> None:
     """Flush what the sessions of a repository object have left, before its blocks are closed.
 
-    A session that is written to afterwards opens its branch anew.
-
     Raises
     ------
     ConflictError, StorageError
@@ -258,7 +256,6 @@ def close_sessions(repository: Repository) -> None:
     for tree in trees_of(repository):
         try:
             tree.leave()
-            tree.begin_anew()
         except CasZarrError as error:
             errors.append(error)
     if errors:

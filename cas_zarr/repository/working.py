@@ -166,12 +166,6 @@ class WorkingTree:
                 return
             self.flush()
 
-    def begin_anew(self) -> None:
-        """Let the next write open the branch's mapping again; what is pending is not touched."""
-        with self.lock:
-            if not self.pending:
-                self.target = None
-
     def after_fork(self) -> None:
         """Let go of what belongs to the parent: its lock, and its unflushed changes."""
         self.lock = threading.RLock()

@@ -15,6 +15,7 @@ from cas_zarr.errors import (
     ConflictError,
     InvalidArgumentError,
     ReadOnlyError,
+    StorageError,
     VersionNotFoundError,
 )
 from cas_zarr.repository.commit import Commit
@@ -458,7 +459,7 @@ def test_an_array_that_was_resized_on_one_side(tmp_path: Path) -> None:
     array[4:] = 5
     ours.commit("longer")
     theirs = CASStore(repo, branch="side")
-    zarr.open_array(theirs, path="a", mode="r+")[4:] = 3
+    zarr.open_array(theirs, path="a", mode="r+")[4:] = 9
     theirs.commit("theirs")
     shapes = []
 
@@ -470,7 +471,25 @@ def test_an_array_that_was_resized_on_one_side(tmp_path: Path) -> None:
     assert shapes == [((4,), (4,), (4,))]
     assert result.notes
     found = zarr.open_array(CASStore(repo, version="main"), path="a", mode="r")[...]
-    np.testing.assert_array_equal(found, [1, 1, 1, 1, 5, 5, 5, 5])
+    np.testing.assert_array_equal(found, [1, 1, 1, 1, 9, 5, 5, 5])
+
+
+def test_an_array_that_had_another_grid_before(repo: Repository) -> None:
+    pytest.importorskip("zarr", minversion="3.1")
+    grid = {"name": "regular", "configuration": {"chunk_shape": [4]}}
+    for branch, value in (("main", b"\x01\x02\x03\x04"), ("side", b"\x05\x01\x01\x01")):
+        keys = {"a/zarr.json": document(chunk_grid=grid), "a/c/0": value, "a/c/1": None}
+        commit(repo, branch, keys, branch)
+    seen = []
+
+    def larger(base: Any, ours: Any, theirs: Any) -> Any:
+        seen.append(base.tolist())
+        base += 1  # the arrays are the function's own
+        return np.maximum(ours, theirs)
+
+    merge(repo, "side", resolve=larger)
+    assert seen == [[0, 0, 0, 0]]
+    assert content(repo)["a/c/0"] == b"\x05\x02\x03\x04"
 
 
 # -- cherry-pick and revert ------------------------------------------------------------------------
@@ -672,9 +691,47 @@ def test_what_is_made_can_be_signed(repo: Repository) -> None:
     assert check(tip(repo)).signer == signer
     cherry_pick(repo, "side")
     assert tip(repo).signature is None
-    commit(repo, "main", {"a/c/5": b"ours"})
-    rebase(repo, "side", onto="main~1")
+    rebase(repo, "side", onto="main~3")
+    assert tip(repo, "side").message == "theirs"
     assert tip(repo, "side").signature is None
+
+
+def test_a_collection_in_the_middle_of_a_merge(repo: Repository) -> None:
+    from datetime import timedelta
+
+    from cas_zarr.repository.gc import collect
+
+    commit(repo, "ours", {"a/c/0": b"ours"})
+    commit(repo, "theirs", {"a/c/0": b"theirs"}, "side")
+    repo.create_branch("garbage")
+    commit(repo, "garbage", {"a/c/9": b"garbage"}, "garbage")
+    repo.delete_branch("garbage")
+    repo.refs.trim_log(1 << 62)
+    turns = []
+
+    def resolver(conflict: Conflict) -> Any:  # noqa: ARG001
+        turns.append(1)
+        if len(turns) == 1:
+            collect(Repository.open(repo.location), grace=timedelta(hours=1))
+        return "theirs"
+
+    merge(repo, "side", resolver=resolver)
+    assert len(turns) <= 2
+    collect(Repository.open(repo.location), grace=timedelta(0))
+    assert Repository.open(repo.location).verify(data=True).ok
+
+
+def test_what_was_collected_in_part_cannot_be_merged(repo: Repository) -> None:
+    cid = commit(repo, "theirs", {"a/c/20": b"theirs"}, "side")
+    gone = repo.at("side").cid_of("a/c/20")
+    assert gone is not None
+    repo.delete_branch("side")
+    repo.blocks.delete(gone)
+    before = state(repo)
+    for version in (cid, format_cid(cid), f"{format_cid(cid)}~0"):
+        with pytest.raises(StorageError):
+            merge(repo, version)
+    assert state(repo) == before
 
 
 def _drop(repo: Repository) -> CidBytes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -359,7 +361,7 @@ def test_closing_the_sessions_of_a_repository_flushes_them(path: Path) -> None:
     assert elsewhere.dirty  # of another object for the same folder
     repository.blocks.close()
     assert content(path) == {"a": b"1", "b": b"1"}
-    three.prepare().set_value("d", b"1")  # begins anew
+    three.prepare().set_value("d", b"1")
     three.flush()
     one.prepare().set_value("e", b"1")
     one.commit("after all")
@@ -381,6 +383,32 @@ def test_closing_the_sessions_tells_a_conflict_and_goes_on(path: Path) -> None:
     found = [content(path), *(dict(Repository.open(path).at(name)) for name in kept)]
     assert {key for one in found for key in one} == {"same", "own 0", "own 1", "own 2"}
     close_sessions(repository)  # what was told is not told again
+
+
+def test_a_session_that_relies_on_garbage_is_not_harmed_by_a_collection(path: Path) -> None:
+    repository = Repository.open(path, create=True)
+    with repository.session() as first:
+        first.prepare().set_value("a", b"1")
+        first.commit("first")
+    repository.create_branch("side")
+    with repository.session("side") as side:
+        for number in range(20):
+            side.prepare().set_value(f"b/{number}", b"%d" % number)
+        side.commit("side")
+    session = opened(path)
+    for number in range(10):
+        session.prepare().set_value(f"b/{number}", b"%d" % number)  # which are there
+    repository.delete_branch("side")
+    repository.refs.trim_log(1 << 62)
+    gc_module = importlib.import_module("cas_zarr.repository.gc")
+    gc_module.collect(repository, grace=timedelta(hours=1))
+    for number in range(10, 20):
+        session.prepare().set_value(f"b/{number}", b"%d" % number)  # condemned by now
+    session.commit("again")
+    for _ in range(2):
+        gc_module.collect(Repository.open(path), grace=timedelta(0))
+    assert Repository.open(path).verify(data=True).ok
+    assert set(content(path)) == {"a", *(f"b/{number}" for number in range(20))}
 
 
 # -- fork -----------------------------------------------------------------------------------------

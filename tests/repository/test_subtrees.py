@@ -17,6 +17,7 @@ from cas_zarr.errors import (
     InvalidKeyError,
     NotFoundError,
     ReadOnlyError,
+    StorageError,
     VersionNotFoundError,
     WriteOnceError,
 )
@@ -301,6 +302,30 @@ def test_what_is_not_there_cannot_be_attached(tmp_path: Path) -> None:
         with pytest.raises(InvalidArgumentError, match="already"):
             session.attach("air", "main:sea")
         assert not session.dirty
+
+
+def test_what_was_collected_in_part_cannot_be_attached(tmp_path: Path) -> None:
+    repository = committed(tmp_path / "one")
+    cid = repository.at("main").cid("air")
+    gone = repository.at("main").cid_of("air/t/c/0/1")
+    assert gone is not None
+    with repository.session() as session:
+        session.attach("x", "main:air")  # a ref leads to all of it
+        session.attach("y", f"{format_cid(repository.resolve('main').root)}:air")
+        repository.blocks.delete(gone)
+        for place in (cid, f"{format_cid(repository.resolve('main').root)}:air"):
+            with pytest.raises((StorageError, NotFoundError)):
+                session.attach("z", place)
+        assert "z/t/zarr.json" not in session.mapping
+
+
+def test_nothing_is_copied_to_where_something_is(tmp_path: Path) -> None:
+    other = committed(tmp_path / "other")
+    here = committed(tmp_path / "here", {"x/zarr.json": b"{}"})
+    before = set(here.blocks.list())
+    with here.session() as session, pytest.raises(InvalidArgumentError, match="already"):
+        session.attach("x", "main", source=other)
+    assert set(here.blocks.list()) == before
 
 
 def test_history_follows_a_cid(tmp_path: Path) -> None:
