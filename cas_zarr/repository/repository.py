@@ -8,10 +8,11 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from cas_zarr.blocks.base import BlockStore
-from cas_zarr.blocks.repack import Repacked
+from cas_zarr.blocks.collectable import Repacked
 from cas_zarr.cid import CidBytes, CidLike
 from cas_zarr.errors import InvalidArgumentError
 from cas_zarr.repository.base import RepositoryBase
+from cas_zarr.repository.diffing import Change, compare, empty_place, place_of, same
 from cas_zarr.repository.expiring import ExpireReport, expire
 from cas_zarr.repository.gc import GRACE, GCReport, collect, repack
 from cas_zarr.repository.history import LogEntry, log
@@ -27,10 +28,10 @@ from cas_zarr.repository.moving import guarded, move_tag, rename_branch, reset
 from cas_zarr.repository.names import check_name
 from cas_zarr.repository.proof import prove
 from cas_zarr.repository.refs import Branch, RefMove, Tag
+from cas_zarr.repository.remotes import ORIGIN
 from cas_zarr.repository.repair import RepairProgress, RepairReport, repair
 from cas_zarr.repository.session import Session, close_sessions
 from cas_zarr.repository.sync import (
-    ORIGIN,
     Copied,
     PullReport,
     SyncReport,
@@ -123,6 +124,59 @@ class Repository(RepositoryBase):
             A branch or a tag, also one that is gone; all of them by default.
         """
         return self.refs.log(ref)
+
+    # -- comparing ------------------------------------------------------------------------------
+
+    def diff(
+        self,
+        a: CidLike | None = None,
+        b: CidLike | None = None,
+        path: str = "",
+        *,
+        other: Repository | None = None,
+        branch: str = "main",
+        moves: bool = True,
+    ) -> Iterator[Change]:
+        """Yield what differs between any two things, found by comparing CIDs.
+
+        Parameters
+        ----------
+        a, b : str, bytes or CID, optional
+            Versions, places (``version:path``), or CIDs of commits, roots and subtrees. Without
+            `b`, what the branch shows now, committed or not; without both, that against its
+            newest commit.
+        path : str
+            Compare only what lies at and below this path.
+        other : Repository, optional
+            Where `b` is, if not here.
+        branch : str
+            The branch that is meant where `a` or `b` is left out.
+        moves : bool
+            Whether to find subtrees that lie elsewhere now.
+
+        Raises
+        ------
+        VersionNotFoundError, NotFoundError
+            If there is no such version, or neither has such a node.
+        """
+        if a is None and b is not None:
+            raise InvalidArgumentError("b is given and a is not; give the version to compare with")
+        record = self.record(branch) if a is None else None
+        if a is None and (record is None or record.commit is None):
+            before = empty_place(self)  # nothing is committed yet
+        else:
+            before = place_of(self, branch if a is None else a, branch=branch)
+        after = place_of(self if other is None else other, b, branch=branch)
+        return compare(before, after, path, moves=moves)
+
+    def same(
+        self, a: CidLike | None, b: CidLike | None, *, other: Repository | None = None
+    ) -> bool:
+        """Tell whether two things are equal to the last bit: whether they have one CID.
+
+        The parameters are those of `diff`.
+        """
+        return same(place_of(self, a), place_of(self if other is None else other, b))
 
     # -- combining ------------------------------------------------------------------------------
 
