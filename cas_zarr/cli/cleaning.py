@@ -19,7 +19,6 @@ from cas_zarr.cli.options import (
 from cas_zarr.cli.output import (
     block_bar,
     count,
-    counter,
     print_json,
     print_pairs,
     printable,
@@ -46,8 +45,9 @@ _SHOWN = 20
 @click.option(
     "--grace",
     type=DURATION,
-    help="How long what is condemned stays before it is deleted: 1d, 12h, or 0 for not at all. "
-    "[default: 1d]",
+    default="1d",
+    show_default=True,
+    help="How long what is condemned stays before it is deleted: 1d, 12h, or 0 for not at all.",
 )
 @click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
 @click.option(
@@ -59,7 +59,7 @@ _SHOWN = 20
 )
 @json_option
 def gc_command(
-    repository: str, grace: timedelta | None, dry_run: bool, max_unused: float, as_json: bool
+    repository: str, grace: timedelta, dry_run: bool, max_unused: float, as_json: bool
 ) -> None:
     """Collect garbage: delete blocks that nothing leads to any more.
 
@@ -73,11 +73,11 @@ def gc_command(
     if as_json:
         print_json(_gc_json(report))
         return
-    deleted = "would be deleted" if dry_run else "deleted"
+    would = "would be " if dry_run else ""
     pairs = [
         ("in use", _blocks(report.live_blocks, report.live_size)),
-        ("condemned", _blocks(report.condemned_blocks, report.condemned_size)),
-        (deleted, _blocks(report.deleted_blocks, report.deleted_size)),
+        (f"{would}condemned", _blocks(report.condemned_blocks, report.condemned_size)),
+        (f"{would}deleted", _blocks(report.deleted_blocks, report.deleted_size)),
     ]
     if report.freed:
         packs = [
@@ -90,7 +90,7 @@ def gc_command(
     if report.missing:
         pairs.append(("not here", f"{count(report.missing, 'block')} that can be fetched"))
     print_pairs(pairs)
-    if report.condemned_blocks and report.until is not None:
+    if report.condemned_blocks and report.until is not None and not dry_run:
         click.echo(
             f"what is condemned is deleted by a gc after {report.until:%Y-%m-%dT%H:%M:%SZ}, or now "
             "by one with --grace 0 if nobody writes"
@@ -198,9 +198,7 @@ def repack_command(repository: str, as_json: bool) -> None:
     Flushes and `gc` merge packs as they go on, so this is for a repository that is to be copied
     or kept. Readers and writers can go on meanwhile.
     """
-    repo = writable(repository)
-    with counter("repack") as progress:
-        report = repo.repack(progress=progress)
+    report = writable(repository).repack()
     if as_json:
         print_json(
             {

@@ -93,6 +93,14 @@ def merge_command(
     print_merge(result, as_json)
 
 
+_parent_option = click.option(
+    "--parent",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Of a merge commit: the parent, from 1, against which its changes are taken.",
+)
+
+
 @command(
     "cherry-pick",
     "combine",
@@ -101,18 +109,27 @@ def merge_command(
 @repository_argument
 @click.argument("version")
 @into_option
+@_parent_option
 @resolve_options
+@sign_option
 @json_option
 def cherry_pick_command(
-    repository: str, version: str, into: str, resolve: Side | None, as_json: bool
+    repository: str,
+    version: str,
+    into: str,
+    parent: int | None,
+    resolve: Side | None,
+    sign: str | None,
+    as_json: bool,
 ) -> None:
     """Do on a branch what one commit did to its parent.
 
     Author, time and message are those of the commit.
     """
     repo = writable(repository)
+    key = signing_key(sign)
     with conflicts_told(repo, into, as_json):
-        result = repo.cherry_pick(version, into=into, resolve=resolve)
+        result = repo.cherry_pick(version, into=into, parent=parent, resolve=resolve, sign=key)
     print_merge(result, as_json)
 
 
@@ -124,14 +141,20 @@ def cherry_pick_command(
 @repository_argument
 @click.argument("version")
 @into_option
+@message_option("Message of the commit; by default it names the one that is undone.")
+@_parent_option
 @resolve_options
+@sign_option
 @author_option
 @json_option
 def revert_command(
     repository: str,
     version: str,
     into: str,
+    message: str | None,
+    parent: int | None,
     resolve: Side | None,
+    sign: str | None,
     author: str,
     as_json: bool,
 ) -> None:
@@ -140,8 +163,11 @@ def revert_command(
     What came later stays.
     """
     repo = writable(repository, author=author)
+    key = signing_key(sign)
     with conflicts_told(repo, into, as_json):
-        result = repo.revert(version, into=into, resolve=resolve)
+        result = repo.revert(
+            version, into=into, message=message, parent=parent, resolve=resolve, sign=key
+        )
     print_merge(result, as_json)
 
 
@@ -154,17 +180,24 @@ def revert_command(
 @click.argument("branch")
 @click.option("--onto", metavar="VERSION", required=True, help="What the commits shall follow.")
 @resolve_options
+@sign_option
 @json_option
 def rebase_command(
-    repository: str, branch: str, onto: str, resolve: Side | None, as_json: bool
+    repository: str,
+    branch: str,
+    onto: str,
+    resolve: Side | None,
+    sign: str | None,
+    as_json: bool,
 ) -> None:
     """Make the commits that only a branch has anew, on top of another version.
 
     Commits that have nothing left to do are dropped. The branch moves once, at the end.
     """
     repo = writable(repository)
+    key = signing_key(sign)
     with conflicts_told(repo, branch, as_json):
-        result = repo.rebase(branch, onto=onto, resolve=resolve)
+        result = repo.rebase(branch, onto=onto, resolve=resolve, sign=key)
     print_merge(result, as_json)
 
 

@@ -14,11 +14,14 @@ from cas_zarr.errors import ConflictError, NotFoundError
 from cas_zarr.repository.describe import NodeInfo, describe
 from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.versions import root_of
+from cas_zarr.tree.conflicts import Conflict
+from cas_zarr.tree.fields import Side
+from cas_zarr.tree.node import Value
 
 __all__ = ["conflict_json", "conflict_line", "conflicts_told"]
 
 _SHOWN = 100
-_SIDES = ("base", "ours", "theirs")
+_SIDES: tuple[Side, ...] = ("base", "ours", "theirs")
 
 
 @contextmanager
@@ -55,28 +58,30 @@ def conflicts_told(repository: Repository, branch: str, as_json: bool) -> Iterat
         raise
 
 
-def conflict_line(conflict: Any, node: NodeInfo | None) -> str:
-    """Return a conflict as a line: where, which chunk and box, and the three CIDs."""
-    parts = [printable(conflict.path or "/"), conflict.kind, printable(str(conflict.name or ""))]
+def conflict_line(conflict: Conflict, node: NodeInfo | None) -> str:
+    """Return a conflict as a line: the key, the box of a chunk, and the three CIDs."""
+    where = printable(conflict.key or "/")
     box = _box_of(conflict, node)
     if box is not None:
-        parts.append(box_text(box))
-    sides = [f"{side} {_cid_of(getattr(conflict, side)) or 'none'}" for side in _SIDES]
-    text = " ".join(part for part in parts if part)
-    return f"{text}: {', '.join(sides)}; {printable(conflict.reason)}"
+        where = f"{where} {box_text(box)}"
+    if conflict.kind in ("node", "layout"):
+        return f"{where}: {printable(conflict.reason)}"
+    sides = ", ".join(f"{side} {_cid_of(conflict.of(side)) or 'none'}" for side in _SIDES)
+    why = f"; {printable(conflict.reason)}" if conflict.kind == "document" else ""
+    return f"{where}: {sides}{why}"
 
 
-def conflict_json(conflict: Any, node: NodeInfo | None) -> dict[str, Any]:
+def conflict_json(conflict: Conflict, node: NodeInfo | None) -> dict[str, Any]:
     """Return a conflict as JSON values."""
-    coordinates = _coordinates(conflict)
     box = _box_of(conflict, node)
     return {
         "path": conflict.path,
+        "key": conflict.key,
         "kind": conflict.kind,
         "name": conflict.name,
-        "coordinates": coordinates,
+        "coordinates": conflict.coordinates,
         "box": None if box is None else [list(side) for side in box],
-        **{side: _cid_of(getattr(conflict, side)) for side in _SIDES},
+        **{side: _cid_of(conflict.of(side)) for side in _SIDES},
         "reason": conflict.reason,
     }
 
@@ -98,15 +103,9 @@ class _Nodes:
         return self._found[path]
 
 
-def _coordinates(conflict: Any) -> list[int] | None:
-    if conflict.coordinates is None:
-        return None
-    return [int(number) for number in conflict.coordinates]
-
-
-def _box_of(conflict: Any, node: NodeInfo | None) -> tuple[tuple[int, int], ...] | None:
+def _box_of(conflict: Conflict, node: NodeInfo | None) -> tuple[tuple[int, int], ...] | None:
     """Return the box of the array's index that a chunk holds."""
-    coordinates = _coordinates(conflict)
+    coordinates = conflict.coordinates
     if coordinates is None or node is None or node.shape is None or node.chunk_shape is None:
         return None
     if len(coordinates) != len(node.shape):
@@ -117,7 +116,7 @@ def _box_of(conflict: Any, node: NodeInfo | None) -> tuple[tuple[int, int], ...]
     )
 
 
-def _cid_of(value: Any) -> str | None:
+def _cid_of(value: Value | bytes | None) -> str | None:
     """Return the CID of one side of a conflict: of a value, or of the bytes of a document."""
     if value is None:
         return None

@@ -38,7 +38,7 @@ from cas_zarr.cli.output import (
 from cas_zarr.cli.sections import command
 from cas_zarr.errors import InvalidArgumentError
 from cas_zarr.repository.commit import Commit
-from cas_zarr.repository.history import LogEntry, graph_lines, log
+from cas_zarr.repository.history import LogEntry, graph_lines
 from cas_zarr.repository.refs import Branch, Tag
 from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.versions import root_of
@@ -145,8 +145,7 @@ def log_command(
         if path is None:
             raise click.UsageError("--box is of an array; name it with --path")
         chunks = chunk_box(repo, repo.resolve(version).root, path, box)
-    found = log(
-        repo,
+    found = repo.log(
         version,
         since=since,
         until=until,
@@ -221,7 +220,7 @@ def _drawn(entries: list[LogEntry], *, oneline: bool) -> Iterator[str]:
         first, *rest = [_line_of(line.entry)] if oneline else _lines_of(line.entry)
         yield f"{line.text} {first}"
         for text in rest if oneline else [*rest, ""]:
-            yield f"{line.below} {text}".rstrip()
+            yield f"{line.below:<{len(line.text)}} {text}".rstrip()
 
 
 # -- branches and tags --------------------------------------------------------------------------

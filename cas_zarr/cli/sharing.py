@@ -82,9 +82,9 @@ def clone_command(
             branches=branches or None,
             paths=paths or None,
             depth=depth,
+            author=author,
             progress=progress,
         )
-    del author
     found = {name: cid_text(record.commit) for name, record in repo.branches().items()}
     tags = {name: format_cid(commit) for name, commit in repo.tags().items()}
     if as_json:
@@ -100,17 +100,28 @@ def clone_command(
     "share",
     "cas-zarr fetch weather.cas",
     "cas-zarr log weather.cas origin/main",
+    "cas-zarr fetch small.cas --path era5/msl",
 )
 @repository_argument
 @click.argument("source", required=False)
 @_branches_option
 @_depth_option
+@click.option(
+    "--path",
+    "paths",
+    multiple=True,
+    metavar="PATH",
+    help="Of a partial clone: copy this group, array or box of all versions, too. Repeatable.",
+)
+@click.option("--rest", is_flag=True, help="Of a partial clone: copy all that is not here yet.")
 @json_option
 def fetch_command(
     repository: str,
     source: str | None,
     branches: tuple[str, ...],
     depth: int | None,
+    paths: tuple[str, ...],
+    rest: bool,
     as_json: bool,
 ) -> None:
     """Copy what another repository has and this one lacks; no branch here moves.
@@ -119,9 +130,20 @@ def fetch_command(
     was cloned from. Its branches can be read afterwards as origin/main, and so on.
     """
     repo = writable(repository)
-    options: dict[str, Any] = {"branches": branches or None, "depth": depth}
+    if paths or rest:
+        if (paths and rest) or source is not None or branches or depth is not None:
+            raise click.UsageError("give --path or --rest alone: they are about origin's versions")
+        with counter("fetch") as progress:
+            copied = repo.fetch_paths(paths or None, progress=progress)
+        if as_json:
+            print_json({"blocks": copied.blocks, "bytes": copied.size})
+        else:
+            print_pairs([("fetched", f"{count(copied.blocks, 'block')}, {size_text(copied.size)}")])
+        return
     with counter("fetch") as progress:
-        report = repo.fetch(*_place(source), progress=progress, **options)
+        report = repo.fetch(
+            *_place(source), branches=branches or None, depth=depth, progress=progress
+        )
     if as_json:
         print_json(_report_json(report))
     else:
@@ -139,10 +161,12 @@ def fetch_command(
 @click.option(
     "--branch",
     "-b",
+    "branches",
+    multiple=True,
     metavar="NAME",
-    default="main",
+    default=("main",),
     show_default=True,
-    help="Branch to fetch and to merge into.",
+    help="Branch to fetch and to merge into. Repeatable.",
 )
 @resolve_options
 @author_option
@@ -150,18 +174,18 @@ def fetch_command(
 def pull_command(
     repository: str,
     source: str | None,
-    branch: str,
+    branches: tuple[str, ...],
     resolve: Side | None,
     author: str,
     as_json: bool,
 ) -> None:
-    """Fetch a branch and merge it.
+    """Fetch branches, and merge each into the one of its name here.
 
     SOURCE is as for `fetch`. Conflicts are told as `merge` tells them; what was fetched stays.
     """
     repo = writable(repository, author=author)
-    with counter("pull") as progress, conflicts_told(repo, branch, as_json):
-        report = repo.pull(*_place(source), branch=branch, resolve=resolve, progress=progress)
+    with conflicts_told(repo, branches[0], as_json), counter("pull") as progress:
+        report = repo.pull(*_place(source), branches=branches, resolve=resolve, progress=progress)
     if as_json:
         merged = {name: merge_json(result) for name, result in report.merged.items()}
         print_json({"fetched": _report_json(report.fetched), "merged": merged})
@@ -203,7 +227,7 @@ def push_command(
         report = repo.push(
             *_place(target),
             branches=branches or ("main",),
-            tags=tags or None,
+            tags=tags,
             force=force,
             progress=progress,
         )
