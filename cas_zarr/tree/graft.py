@@ -16,7 +16,7 @@ from cas_zarr.tree.node import EMPTY, Node, Root, Value
 from cas_zarr.tree.shards import TreeReader, edit_entries, get_child, iter_entries
 from cas_zarr.tree.view import TreeView
 
-__all__ = ["graft"]
+__all__ = ["graft", "holds_chunk_keys"]
 
 
 def graft(view: TreeView, path: str, node: Node | None) -> Root:
@@ -55,7 +55,7 @@ def graft(view: TreeView, path: str, node: Node | None) -> Root:
             view = TreeView(view.reader, apply(view, changes))
         if OWNERS.isdisjoint(node.docs):
             name = path[len(owner) + 1 if owner else 0 :]
-            if _has_chunks(view.reader, node, name):
+            if holds_chunk_keys(view.reader, node, name):
                 view = TreeView(view.reader, _placed(view, path, EMPTY))
                 return apply(view, _as_changes(view, path, node))
     return _placed(view, path, node)
@@ -79,8 +79,8 @@ def _put(
     return edit_entries(reader, function, node, {}, {name: inner or None})
 
 
-def _has_chunks(reader: TreeReader, node: Node, name: str) -> bool:
-    """Tell whether a plain key of a subtree would be a chunk of an array above it.
+def holds_chunk_keys(reader: TreeReader, node: Node, name: str = "") -> bool:
+    """Tell whether a plain key of a subtree would be a chunk of an array at or above it.
 
     `name` is the path of the subtree below that array. Behind a chunk's first segments only
     numbers can follow, so other folders are not opened.
@@ -88,10 +88,10 @@ def _has_chunks(reader: TreeReader, node: Node, name: str) -> bool:
     pending = [(name, node)]
     while pending:
         name, node = pending.pop()
-        if name != "c" and parse_chunk(name) is None:
+        if name and parse_chunk(name) is None:
             continue
         for inner, entry in iter_entries(reader, node):
-            below = f"{name}/{inner}"
+            below = f"{name}/{inner}" if name else inner
             if isinstance(entry, Value):
                 if parse_chunk(below) is not None:
                     return True

@@ -8,7 +8,7 @@ regular grid with chunks that were written inside its new shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -19,11 +19,11 @@ from cas_zarr.errors import InvalidArgumentError
 from cas_zarr.tree.apply import apply, bind
 from cas_zarr.tree.changes import Changes
 from cas_zarr.tree.conflicts import Choice, Conflict, Resolver, raise_conflicts
-from cas_zarr.tree.descent import matches
+from cas_zarr.tree.descent import alike, matches
 from cas_zarr.tree.diff import NodeChange, diff
 from cas_zarr.tree.fields import FieldPath, Side, merge_fields
-from cas_zarr.tree.graft import graft
-from cas_zarr.tree.keys import parse_form
+from cas_zarr.tree.graft import graft, holds_chunk_keys
+from cas_zarr.tree.keys import OWNERS, chunk_names, parse_form, split_key
 from cas_zarr.tree.layouts import (
     ATTRIBUTES,
     LAYOUT_DOCUMENTS,
@@ -32,8 +32,8 @@ from cas_zarr.tree.layouts import (
     resize,
     same_layout,
 )
-from cas_zarr.tree.morton import decode
-from cas_zarr.tree.node import Root, Value
+from cas_zarr.tree.morton import Codes, decode
+from cas_zarr.tree.node import EMPTY, Root, Value
 from cas_zarr.tree.shards import TreeReader
 from cas_zarr.tree.sides import Column, Rows, edit_of
 from cas_zarr.tree.values import write_value
@@ -166,12 +166,13 @@ class _Merge:
 
     def run(self) -> Merged:
         self._deleted_nodes()
+        self._new_owners()
         both = sorted(self.changes["ours"].keys() & self.changes["theirs"].keys())
         for path in both:
             self._drop_equal(path)
         self._layouts(both)
         for conflict in self.overlaps:
-            if not self._is_taken(conflict.path):
+            if not self._is_taken(split_key(conflict.key)[0]):
                 self._decide(conflict)
         if self.resolve is None:
             raise_conflicts(self.conflicts)
@@ -216,6 +217,55 @@ class _Merge:
             for path, change in self.changes[name].items()
             if change.status == "removed" and any(before for before, _ in change.docs.values())
         }
+
+    # -- keys that change places ------------------------------------------------------------
+
+    def _new_owners(self) -> None:
+        """Find writes to keys that are chunks on one side and none, or of another array, elsewhere.
+
+        Such a key lies in different places of the tree, so that it cannot be compared there.
+        """
+        flips = {name: self._flips(name) for name in _NAMES}
+        for path in sorted(flips["ours"] | flips["theirs"]):
+            if self._is_taken(path):
+                continue
+            if path in flips["ours"] and path in flips["theirs"]:
+                views = self.views["ours"], self.views["theirs"]
+                clash = _moves(self.views["base"], path) and not _same_below(*views, path)
+            else:
+                other: _Name = "theirs" if path in flips["ours"] else "ours"
+                moves = any(_moves(self.views[side], path) for side in ("base", other))
+                clash = moves and self._writes_below(other, path)
+            if clash:
+                self._take(
+                    path, "layout", f"the layout of {path!r} was changed while it was written to"
+                )
+
+    def _flips(self, name: _Name) -> set[str]:
+        """Return the nodes that came to own chunks on one side, or ceased to."""
+        base, view = self.views["base"], self.views[name]
+        return {
+            path
+            for path, change in self.changes[name].items()
+            if not OWNERS.isdisjoint(change.docs)
+            and (base.owner(path) == path) != (view.owner(path) == path)
+        }
+
+    def _writes_below(self, name: _Name, path: str) -> bool:
+        """Tell whether one side wrote to keys that belong to a node wherever it owns chunks."""
+        views = self.views.values()
+        for place, change in self.changes[name].items():
+            if (
+                path in _at_and_above(place)
+                and (change.keys or change.forms)
+                and any(view.owner(place) == path for view in views)
+            ):
+                return True
+            if change.forms and place != path and place in _at_and_above(path):
+                rest = path[len(place) + 1 if place else 0 :] + "/"
+                if any(len(codes) for _, codes in _below(change, rest)):
+                    return True
+        return False
 
     # -- what both did ----------------------------------------------------------------------
 
@@ -425,6 +475,8 @@ class _Merge:
         changes = Changes()
         gone = self._removed_whole(changes)
         edits = []
+        for path in self.taken:
+            self._leave_below(path)
         for path, change in self.changes["ours"].items():
             if self._is_taken(path) or (gone and any(up in gone for up in _at_and_above(path))):
                 continue
@@ -454,9 +506,18 @@ class _Merge:
         root = Root(header, root.node)
         for path, side in sorted(self.taken.items()):
             if side != "theirs":
-                view = TreeView(theirs.reader, root)
-                root = graft(view, path, self.views[side].node(path))
+                root = _with_all_below(TreeView(theirs.reader, root), path, self.views[side])
         return root
+
+    def _leave_below(self, path: str) -> None:
+        """Leave out what was written to chunks of arrays above a node whose keys lie below it."""
+        for up in _at_and_above(path)[1:] if path else ():
+            change = self.changes["ours"].get(up)
+            if change is not None and change.forms:
+                rest = path[len(up) + 1 if up else 0 :] + "/"
+                for form, codes in _below(change, rest):
+                    if form in self.rows["ours"][up]:
+                        self.rows["ours"][up][form].drop(codes)
 
     def _removed_whole(self, changes: Changes) -> set[str]:
         """Clear the nodes that are gone with all that was below them; nothing there is opened."""
@@ -470,6 +531,44 @@ class _Merge:
                 if self.views["theirs"].node(path) is not None:
                     changes.clear(f"{path}/")
         return gone
+
+
+def _moves(view: TreeView, path: str) -> bool:
+    """Tell whether keys change places where a node comes to own chunks, or ceases to."""
+    node = view.node(path)
+    if node and (node.trees or holds_chunk_keys(view.reader, node)):
+        return True
+    return _covers(view, path)
+
+
+def _same_below(a: TreeView, b: TreeView, path: str) -> bool:
+    """Tell whether two versions have the same keys below a node."""
+    nodes = a.node(path) or EMPTY, b.node(path) or EMPTY
+    above = [{key: view.find(key) for key in view.chunk_keys_above(f"{path}/")} for view in (a, b)]
+    return nodes[0].text() == nodes[1].text() and above[0] == above[1]
+
+
+def _below(change: NodeChange, rest: str) -> Iterator[tuple[str, Codes]]:
+    """Yield, by form, the codes of the chunks that changed and whose names begin with `rest`."""
+    for form in change.forms:
+        kind, ndim = parse_form(form)
+        if "/" in kind:  # other names have no folders
+            codes = np.concatenate(alike(*(table.codes for table in change.tables(form))))
+            names = chunk_names(kind, decode(codes, ndim))
+            hits = np.array([name.startswith(rest) for name in names], bool)
+            yield form, np.sort(codes[hits])
+
+
+def _with_all_below(view: TreeView, path: str, side: TreeView) -> Root:
+    """Return the root of a version with all keys at and below a path as another has them."""
+    root = graft(view, path, side.node(path))
+    changes = Changes()
+    for key in side.chunk_keys_above(f"{path}/"):
+        value = side.find(key)
+        owner = side.owner(split_key(key)[0])
+        assert isinstance(value, Value)
+        bind(changes, key, value, None if owner is None else side.layout(owner))
+    return apply(TreeView(view.reader, root), changes) if changes else root
 
 
 def _covers(view: TreeView, path: str) -> bool:
