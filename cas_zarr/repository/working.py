@@ -203,17 +203,16 @@ class WorkingTree:
         """
         refs, guard = self.repository.refs, self._guard
         for attempt in range(ATTEMPTS):
+            if refs.branch(self.branch) != self.base:  # a look spares a commit and its sync
+                if not rebase:
+                    raise self._moved(root)
+                root = self._meet(root)
             new = record(self.base, root)
             guard.secure_move(new, self.base)
             try:
                 refs.update(self.branch, expected=self.base, new=new, why=why, guard=guard.record)
-            except GuardError:
-                continue
-            except ConflictError:
-                if not rebase:
-                    raise self._moved(root) from None
+            except ConflictError:  # it moved just now, or a collection went on
                 pause(attempt)
-                root = self._meet(root)
                 continue
             self.base, self.base_root, self._told = new, root, None
             return root
