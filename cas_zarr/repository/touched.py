@@ -123,59 +123,70 @@ def box_differs(a: ChunkTree | None, b: ChunkTree | None, start: Bounds, stop: B
     """
     if a is None or b is None:
         one = a or b
-        return one is not None and len(one.select(start, stop)) > 0
+        return one is not None and _has_any(one, start, stop)
     if a.ref.cid == b.ref.cid:
         return False
     pages: list[list[tuple[Page, int]]] = [[(tree.top, 0)] for tree in (a, b)]
     for level in range(max(a.top.level, b.top.level), -1, -1):
         rows = [
-            _Rows(tree, [one for one in found if one[0].level == level], start, stop)
+            _Rows(tree, [one for one in found if one[0].level == level])
             for tree, found in zip((a, b), pages, strict=True)
         ]
         rows_a, rows_b = matches(rows[0].table.codes, rows[1].table.codes)
         same = (rows[0].table.cids[rows_a] == rows[1].table.cids[rows_b]).all(axis=1)
         same &= rows[0].table.prefixes[rows_a] == rows[1].table.prefixes[rows_b]
         for side, shared in enumerate((rows_a[same], rows_b[same])):
-            rest = np.delete(np.arange(len(rows[side].table)), shared)
-            if level == 0 and len(rest):
+            rest = np.ones(len(rows[side].table), bool)
+            rest[shared] = False
+            hit = rows[side].inside(np.flatnonzero(rest), level, start, stop)
+            if level == 0 and len(hit):
                 return True
             below = [one for one in pages[side] if one[0].level < level]
-            pages[side] = below + rows[side].open(rest)
+            pages[side] = below + (rows[side].open(hit) if level else [])
+    return False
+
+
+def _has_any(tree: ChunkTree, start: Bounds, stop: Bounds) -> bool:
+    stack = [(tree.top, 0)]
+    while stack:
+        page, low = stack.pop()
+        rows = _Rows(tree, [(page, low)])
+        hit = rows.inside(np.arange(len(page)), page.level, start, stop)
+        if page.level == 0 and len(hit):
+            return True
+        if page.level:
+            stack.extend(tree.child(page, low, row)[:2] for row in hit.tolist())
     return False
 
 
 class _Rows:
-    """What some pages of one level list within a box."""
+    """What some pages of one level list, in order."""
 
-    def __init__(
-        self, tree: ChunkTree, pages: list[tuple[Page, int]], start: Bounds, stop: Bounds
-    ) -> None:
+    def __init__(self, tree: ChunkTree, pages: list[tuple[Page, int]]) -> None:
         self.tree = tree
         self.pages = pages
-        lower, upper = np.array(start, np.int64), np.array(stop, np.int64)
-        tables, origins = [], []
-        for number, (page, low) in enumerate(pages):
-            table = from_page(page, low, tree.bits)
-            first = decode(table.codes, tree.ndim)
-            last = first if page.level == 0 else decode_last(table, tree.bits, tree.ndim)
-            hit = np.flatnonzero(((last >= lower) & (first < upper)).all(axis=1))
-            tables.append(table.take(hit))
-            origins.append(np.stack([np.full(len(hit), number), hit], axis=1))
+        tables = [from_page(page, low, tree.bits) for page, low in pages]
         self.table: Table = concatenate(tables) if tables else empty_table()
-        self.origins: NDArray[np.int64] = (
-            np.concatenate(origins) if origins else np.zeros((0, 2), np.int64)
-        )
+        self.ends = np.cumsum([len(table) for table in tables])
 
-    def open(self, rows: NDArray[np.int64]) -> list[tuple[Page, int]]:
+    def inside(
+        self, rows: NDArray[np.intp], level: int, start: Bounds, stop: Bounds
+    ) -> NDArray[np.intp]:
+        """Return those of some rows whose chunk, or box of chunks, has a part in a box."""
+        table = self.table.take(rows)
+        first = decode(table.codes, self.tree.ndim)
+        last = decode_last(table, self.tree.bits, self.tree.ndim) if level else first
+        return rows[((last >= np.array(start)) & (first < np.array(stop))).all(axis=1)]
+
+    def open(self, rows: NDArray[np.intp]) -> list[tuple[Page, int]]:
         """Return the pages that some of the rows list, with their lowest codes."""
-        if not self.pages or self.pages[0][0].level == 0:
-            return []
-        return [
-            self.tree.child(page, low, row)[:2]
-            for (page, low), row in (
-                (self.pages[number], row) for number, row in self.origins[rows].tolist()
-            )
-        ]
+        found = []
+        for row in rows.tolist():
+            number = int(np.searchsorted(self.ends, row, "right"))
+            page, low = self.pages[number]
+            begin = int(self.ends[number]) - len(page)
+            found.append(self.tree.child(page, low, row - begin)[:2])
+        return found
 
 
 def _side(part: slice | tuple[int, int | None]) -> tuple[int, int]:
