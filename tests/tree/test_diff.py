@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from building import CountingBlocks
+from building import CountingBlocks, fake_cids
 
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import CidBytes
 from cas_zarr.mapping import CASMapping
-from cas_zarr.tree import shards
+from cas_zarr.tree import descent, page, shards, table, update
 from cas_zarr.tree.apply import apply
 from cas_zarr.tree.diff import NodeChange, diff
+from cas_zarr.tree.graft import graft
 from cas_zarr.tree.merge import changes_of
+from cas_zarr.tree.morton import decode
 from cas_zarr.tree.node import Value
+from cas_zarr.tree.view import TreeView
 
 ONE = b"1"
 
@@ -182,3 +185,164 @@ def test_differences_lead_from_one_version_to_the_other(first: int, second: int)
     changes = changes_of(b.view, list(diff(a.view, b.view)))
     assert apply(a.view, changes).cid() == b.flush()
     assert np.all([key in CASES[first] or key in CASES[second] for key in changes.values])
+
+
+# -- opened only when asked for ---------------------------------------------------------------
+
+
+def big(blocks: CountingBlocks, *names: str, side: int = 40) -> CASMapping:
+    mapping = CASMapping(blocks)
+    mapping["zarr.json"] = b"{}"
+    cells = np.indices((side, side, side)).reshape(3, -1).T
+    for name in names:
+        mapping[f"{name}/zarr.json"] = b"{}"
+        mapping.set_links(name, cells, fake_cids(len(cells)), np.full(len(cells), 10))
+    return mapping
+
+
+def test_of_a_million_chunks_one_that_changed_costs_two_paths() -> None:
+    blocks = CountingBlocks()
+    mapping = big(blocks, "a", side=100)
+    root = mapping.flush()
+    mapping["a/c/5/6/7"] = b"changed"
+    changed = mapping.flush()
+    blocks.reads.clear()
+    a, b = CASMapping(blocks, root), CASMapping(blocks, changed)
+    (change,) = diff(a.view, b.view)
+    (chunks,) = change.chunks
+    assert chunks.coordinates.tolist() == [[5, 6, 7]]
+    assert len(blocks.reads) <= 8  # the two roots among them
+    assert change.before == (1_000_000, 10_000_000)
+    assert change.after == (1_000_000, 9_999_997)
+
+
+def test_an_array_that_came_or_went_is_opened_only_for_its_chunks() -> None:
+    blocks = CountingBlocks()
+    empty = CASMapping(blocks, CASMapping(blocks).flush())
+    full = CASMapping(blocks, big(blocks, "a").flush())
+    for a, b, status in ((empty, full, "added"), (full, empty, "removed")):
+        blocks.reads.clear()
+        change = differences(a, b)["a"]
+        assert (change.status, change.forms) == (status, ("c/3",))
+        assert {change.before, change.after} == {(0, 0), (64_000, 640_000)}
+        assert blocks.reads == []
+        (chunks,) = change.chunks
+        assert len(chunks) == 64_000
+        assert len(blocks.reads) > 100
+
+
+def test_what_moved_is_one_change_and_is_not_opened() -> None:
+    blocks = CountingBlocks()
+    mapping = big(blocks, "g/a", "b")
+    mapping["g/zarr.json"] = b"{}"
+    mapping["g/sub/.zgroup"] = b"{}"
+    before = CASMapping(blocks, mapping.flush())
+    view = before.view
+    root = graft(view, "moved/g", view.node("g"))
+    root = graft(TreeView(view.reader, root), "g", None)
+    root = graft(TreeView(view.reader, root), "copy", view.node("b"))
+    after = TreeView(view.reader, root)
+    blocks.reads.clear()
+    found = list(diff(view, after, moves=True))
+    assert [(change.path, change.status, change.source) for change in found] == [
+        ("copy", "added", None),
+        ("moved", "added", None),
+        ("moved/g", "moved", "g"),
+    ]
+    assert found[2].chunks == ()
+    assert found[2].docs == {}
+    assert blocks.reads == []
+    assert {change.status for change in diff(view, after)} == {"added", "removed"}
+
+
+def test_what_moved_out_of_something_that_went_is_found() -> None:
+    values = {f"old/{name}/zarr.json": name.encode() for name in ("x", "y", "z")}
+    a = mapping_of(values | {"old/zarr.json": b"{}", "same/.zgroup": b"1"})
+    b = mapping_of({"new/x/zarr.json": b"x", "y/zarr.json": b"y", "also/y/zarr.json": b"y"})
+    found = list(diff(a.view, b.view, moves=True))
+    assert [(change.path, change.status, change.source) for change in found] == [
+        ("also", "added", None),
+        ("also/y", "added", None),
+        ("new", "added", None),
+        ("new/x", "moved", "old/x"),
+        ("old", "removed", None),
+        ("old/z", "removed", None),
+        ("same", "removed", None),
+        ("y", "moved", "old/y"),
+    ]
+
+
+def test_a_renamed_folder_of_many_nodes_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SHARD_LIMIT", 4000)
+    blocks = CountingBlocks()
+    mapping = mapping_of({f"many/n{n}/zarr.json": b"%d" % n for n in range(500)}, blocks)
+    a = CASMapping(blocks, mapping.flush())
+    node = a.view.node("many")
+    assert node is not None
+    assert node.shards
+    renamed = graft(TreeView(a.view.reader, graft(a.view, "many", None)), "lot", node)
+    blocks.reads.clear()
+    (change,) = diff(a.view, TreeView(a.view.reader, renamed), moves=True)
+    assert (change.path, change.status, change.source) == ("lot", "moved", "many")
+    assert blocks.reads == []
+
+
+# -- two of anything --------------------------------------------------------------------------
+
+
+def test_two_arrays_of_one_dataset_are_compared() -> None:
+    other = {key.replace("a/", "g/b/"): data for key, data in grid(5).items()}
+    m = mapping_of(grid(5) | other | {"g/b/c/1/2": b"x", "g/b/more": b"m", "g/b/sub/.zgroup": b""})
+    found = list(diff(m.view, m.view, "a", other="g/b"))
+    assert [change.path for change in found] == ["a", "a/sub"]
+    assert [change.status for change in found] == ["changed", "added"]
+    assert found[0].chunks[0].coordinates.tolist() == [[1, 2]]
+    assert found[0].keys.keys() == {"more"}
+    assert list(diff(m.view, m.view, "a", other="a")) == []
+    (added, *_) = diff(m.view, m.view, "nowhere", other="a")
+    assert (added.path, added.status) == ("nowhere", "added")
+
+
+def test_versions_in_two_places_are_compared() -> None:
+    a = mapping_of(grid(60))
+    b = mapping_of(grid(60) | {"a/c/3/4": b"other", "new/c/1": b"x", "new/zarr.json": b"{}"})
+    a.flush(), b.flush()
+    one, two = CASMapping(a.blocks, a.root), CASMapping(b.blocks, b.root)
+    found = differences(one, two)
+    assert found["a"].chunks[0].coordinates.tolist() == [[3, 4]]
+    assert found["new"].chunks[0].added.all()
+
+
+def test_pages_of_another_hash_over_the_same_values_are_no_difference() -> None:
+    blocks = MemoryBlocks()
+    a = mapping_of(grid(40), blocks)
+    b = CASMapping(blocks, hash="sha2-256")
+    b["a/zarr.json"] = b"{}"
+    tree = a.view.tree("a", "c/2")
+    assert tree is not None
+    rows = tree.table()
+    b.set_links("a", decode(rows.codes, 2), rows.cids, rows.sizes)
+    assert b.view.node("a") is not None
+    assert differences(a, b) == {}
+
+
+@pytest.mark.parametrize("pairs", [(3, 60), (60, 3), (60, 61)])
+@pytest.mark.parametrize("scattered", [False, True])
+def test_large_differences_come_in_batches_that_cut_no_page(
+    monkeypatch: pytest.MonkeyPatch, pairs: tuple[int, int], scattered: bool
+) -> None:
+    monkeypatch.setattr(descent, "_BATCH", 2)
+    for module in (page, table, update):
+        monkeypatch.setattr(module, "MAX_ENTRIES", 6)
+    sides = [
+        {key: b"%d" % (n * scattered) for n, key in enumerate(sorted(grid(count)))}
+        for count in pairs
+    ]
+    a, b = (mapping_of(side) for side in sides)
+    found = differences(a, b)
+    (chunks,) = found["a"].chunks
+    expected = {
+        key for key in sides[0].keys() | sides[1].keys() if sides[0].get(key) != sides[1].get(key)
+    } - {"a/zarr.json"}
+    assert {f"a/c/{x}/{y}" for x, y in chunks.coordinates.tolist()} == expected
+    assert len(chunks) == len(expected)

@@ -23,8 +23,7 @@ def large(blocks: CountingBlocks) -> tuple[CASMapping, CASMapping]:
     mapping = CASMapping(blocks)
     for path in ("", "x/", "x/y/", "big/"):
         mapping[f"{path}zarr.json"] = b"{}"
-    side = np.arange(100)
-    grid = np.stack(np.meshgrid(side, side, side, indexing="ij"), axis=-1).reshape(-1, 3)
+    grid = np.indices((40, 40, 40)).reshape(3, -1).T
     mapping.set_links("big", grid, fake_cids(len(grid)), np.ones(len(grid), np.int64))
     return mapping, CASMapping(blocks, mapping.flush())
 
