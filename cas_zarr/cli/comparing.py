@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,19 +10,24 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from cas_zarr.cli.options import json_option, repository_argument
+from cas_zarr.cli.options import branch_option, json_option, repository_argument
 from cas_zarr.cli.output import box_text, count, print_json, printable, size_text
 from cas_zarr.cli.sections import command
+from cas_zarr.repository.describe import describe_node
+from cas_zarr.repository.diffing import Change
 from cas_zarr.repository.repository import Repository
+from cas_zarr.tree.fields import MISSING
+from cas_zarr.tree.node import EMPTY
 
 if TYPE_CHECKING:
-    from cas_zarr.repository.diffing import Change
+    from cas_zarr.cli.plotting import ChunkMap
 
-__all__ = ["diff_command", "same_command"]
+__all__ = ["diff_command", "map_of", "same_command"]
 
 _BAR = 30
 _NAME = 60
 _BOXES = 50
+_VALUE = 200
 _COLOURS = {"~": "yellow", "+": "green", "-": "red"}
 
 
@@ -32,11 +38,14 @@ _COLOURS = {"~": "yellow", "+": "green", "-": "red"}
     "cas-zarr diff weather.cas main~1 main --chunks",
     "cas-zarr diff weather.cas v1.0 main --path era5 --fields",
     "cas-zarr diff weather.cas main:a1b/t2m main:e1/t2m --plot maps.png",
+    "cas-zarr diff weather.cas main main --other ../copy.cas",
 )
 @repository_argument
 @click.argument("before", required=False)
 @click.argument("after", required=False)
 @click.option("--path", default="", help="Compare only this group or array.")
+@click.option("--other", metavar="OTHER", help="Repository that has AFTER, if not this one.")
+@branch_option
 @click.option("--chunks", is_flag=True, help="List what differs as boxes of the array's index.")
 @click.option("--fields", is_flag=True, help="Show metadata before and after, field by field.")
 @click.option("--no-moves", is_flag=True, help="Show a moved node as removed and added.")
@@ -52,6 +61,8 @@ def diff_command(
     before: str | None,
     after: str | None,
     path: str,
+    other: str | None,
+    branch: str,
     chunks: bool,
     fields: bool,
     no_moves: bool,
@@ -61,15 +72,18 @@ def diff_command(
     """Show what differs between two versions, by comparing CIDs.
 
     BEFORE and AFTER are versions, or places in them, as main:group/array: so two arrays of one
-    dataset can be compared, too. Without AFTER it is what branch main shows now, and without BEFORE
+    dataset can be compared, too. Without AFTER it is what the branch shows now, and without BEFORE
     its newest commit. What is equal is never opened, and no chunk is read.
 
     A bar has ~ for changed, + for added and - for removed chunks.
     """
     repo = Repository.open(repository, read_only=True)
-    changes = list(repo.diff(before, after, path, moves=not no_moves))
+    there = None if other is None else Repository.open(other, read_only=True)
+    found = repo.diff(before, after, path, other=there, branch=branch, moves=not no_moves)
+    changes = list(found)
     if plot is not None:
-        _plot(repo, changes, plot, (before, after))
+        title = f"{_short(before or f'commit of {branch}')} → {_short(after or f'{branch} now')}"
+        _plot(changes, plot, f"{Path(repo.location).name}: {title}")
     if as_json:
         print_json([change.as_json() for change in changes])
         return
@@ -87,9 +101,9 @@ def _stat(changes: Sequence[Change], *, chunks: bool, fields: bool) -> Iterator[
     for name, change in zip(names, changes, strict=True):
         yield f" {name:<{width}} | {_what(change, most)}"
         if fields:
-            for document, field, old, new in change.fields:
-                where = printable(_field_text(document, field))
-                yield f"   {where}: {_value(old)} -> {_value(new)}"
+            for field in change.fields:
+                where = printable(" ".join([field.document, ".".join(field.path)]).rstrip())
+                yield f"   {where}: {_value(field.before)} -> {_value(field.after)}"
         if chunks:
             boxes = change.boxes
             for box in boxes[:_BOXES]:
@@ -101,7 +115,9 @@ def _stat(changes: Sequence[Change], *, chunks: bool, fields: bool) -> Iterator[
 
 def _name(change: Change) -> str:
     path = printable(change.path or "/")
-    return path if change.source is None else f"{printable(change.source or '/')} => {path}"
+    if change.source is not None:
+        return f"{printable(change.source or '/')} => {path}"
+    return path if change.other == change.path else f"{path} vs {printable(change.other or '/')}"
 
 
 def _touched(change: Change) -> int:
@@ -113,9 +129,13 @@ def _what(change: Change, most: int) -> str:
     parts = []
     if change.status != "changed":
         parts.append(f"{change.status} {change.kind}")
+    if change.status == "moved":
+        if chunks := change.node.after.chunks:
+            parts += [count(chunks, "chunk"), size_text(change.node.after.size)]
+        return ", ".join(parts)
     if touched := _touched(change):
         parts.append(f"{count(touched, 'chunk')} {_bar(change, most)}")
-    if change.fields:
+    if change.status == "changed" and change.fields:
         parts.append(count(len(change.fields), "field"))
     if change.keys:
         parts.append(count(len(change.keys), "key"))
@@ -136,18 +156,13 @@ def _bar(change: Change, most: int) -> str:
     return signs
 
 
-def _field_text(document: str, field: Any) -> str:
-    inner = ".".join(map(str, field)) if isinstance(field, list | tuple) else str(field)
-    return f"{document} {inner}".strip()
-
-
 def _value(value: Any) -> str:
-    import json
-
-    if value is None:
+    if value is MISSING:
         return "none"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return printable(text if len(text) <= 200 else f"{text[:200]}...")
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    text = json.dumps(value, ensure_ascii=False)
+    return printable(text if len(text) <= _VALUE else f"{text[:_VALUE]}...")
 
 
 def _sum(changes: Sequence[Change]) -> str:
@@ -175,47 +190,54 @@ def _sum(changes: Sequence[Change]) -> str:
 # -- a picture ----------------------------------------------------------------------------------
 
 
-def _plot(
-    repo: Repository, changes: Sequence[Change], file: Path, versions: tuple[str | None, str | None]
-) -> None:
+def _plot(changes: Sequence[Change], file: Path, title: str) -> None:
     from cas_zarr.cli.plotting import draw
 
-    before, after = (_short(version) for version in versions)
-    title = f"{Path(repo.location).name}: {before or 'committed'} → {after or 'now'}"
-    maps = [found for change in changes if (found := _map_of(change)) is not None]
-    draw(maps, file, title=title)
+    draw([found for change in changes if (found := map_of(change)) is not None], file, title=title)
 
 
-def _short(version: str | None) -> str | None:
+def _short(version: str) -> str:
     """Return a version with room for it in a title: of a CID its end."""
-    if version is None or len(version) <= 40:
-        return version
-    return f"…{version[-16:]}"
+    return version if len(version) <= 40 else f"…{version[-16:]}"
 
 
-def _map_of(change: Change) -> Any:
-    """Return the chunks of a node that differ, as they are drawn; None where there are none."""
+def map_of(change: Change) -> ChunkMap | None:
+    """Return the chunks of an array that differ, as they are drawn; None where there are none."""
     from cas_zarr.cli.plotting import ADDED, CHANGED, REMOVED, ChunkMap
 
     if change.status == "moved" or not change.chunks:
         return None
-    most = max(change.chunks, key=len)  # trees of two forms beside each other are rare
-    states = np.where(most.added, ADDED, np.where(most.removed, REMOVED, CHANGED))
-    ndim = most.coordinates.shape[1]
-    ends = (most.coordinates.max(axis=0, initial=-1) + 1).tolist()
+    chunks = max(change.chunks, key=len)  # trees of two forms beside each other are rare
+    ndim = chunks.coordinates.shape[1]
     grid = [0] * ndim
     if change.shape is not None and change.chunk_shape is not None and len(change.shape) == ndim:
         grid = [
             -(-length // chunk) if chunk else 0
             for length, chunk in zip(change.shape, change.chunk_shape, strict=True)
         ]
+    ends = (chunks.coordinates.max(axis=0, initial=-1) + 1).tolist()
+    states = np.where(chunks.added, ADDED, np.where(chunks.removed, REMOVED, CHANGED))
     return ChunkMap(
-        change.path,
+        _name(change),
         tuple(max(pair) for pair in zip(grid, ends, strict=True)),
-        (),
-        most.coordinates,
+        _dimension_names(change),
+        chunks.coordinates,
         states.astype(np.uint8),
     )
+
+
+def _dimension_names(change: Change) -> tuple[str, ...]:
+    """Return the names of an array's dimensions, as far as its metadata has them."""
+    gone = change.status == "removed"
+    view, path = (change.before, change.path) if gone else (change.after, change.other)
+    node = describe_node(view.reader, view.node(path) or EMPTY, path)
+    names = node.attributes.get("_ARRAY_DIMENSIONS")  # xarray's way in format 2
+    document = node.documents.get("zarr.json")
+    if isinstance(document, dict) and document.get("dimension_names") is not None:
+        names = document["dimension_names"]
+    if not isinstance(names, list):
+        return ()
+    return tuple(name if isinstance(name, str) else "" for name in names)
 
 
 # -- same ---------------------------------------------------------------------------------------
@@ -230,13 +252,17 @@ def _map_of(change: Change) -> Any:
 @repository_argument
 @click.argument("first")
 @click.argument("second")
+@click.option("--other", metavar="OTHER", help="Repository that has SECOND, if not this one.")
 @json_option
-def same_command(repository: str, first: str, second: str, as_json: bool) -> None:
+def same_command(
+    repository: str, first: str, second: str, other: str | None, as_json: bool
+) -> None:
     """Tell whether two versions, or places in them, are the same down to the bit.
 
     The exit code is 0 if they are and 1 if not. It takes two CIDs to know.
     """
-    same = Repository.open(repository, read_only=True).same(first, second)
+    there = None if other is None else Repository.open(other, read_only=True)
+    same = Repository.open(repository, read_only=True).same(first, second, other=there)
     if as_json:
         print_json({"same": same})
     else:

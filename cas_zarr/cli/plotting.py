@@ -31,6 +31,11 @@ MAX_MAPS = 12
 _MOST_CELLS: Final = 64
 _COLOURS: Final = {0: "#e6e8eb", CHANGED: "#e08a1e", ADDED: "#2a9d5c", REMOVED: "#c0392b"}
 _NAMES: Final = {0: "unchanged", CHANGED: "changed", ADDED: "added", REMOVED: "removed"}
+_RAMPS: Final = {
+    CHANGED: ["#f0a12b", "#c8501e", "#5e0f14"],
+    ADDED: ["#8fd3ae", "#2a9d5c", "#0f4d2b"],
+    REMOVED: ["#e8938a", "#c0392b", "#5c150e"],
+}
 _WIDEST: Final = 34  # characters of a title
 _COLUMNS: Final = 3
 _MAP, _STRIP = 3.4, 1.7  # height of a row, in inches
@@ -170,10 +175,11 @@ def _draw_one(figure: Any, axes: Any, one: ChunkMap, picture: Picture) -> None:
     if rows == 1:
         axes.set_box_aspect(1 if columns == 1 else 0.2)
     if picture.summed:
-        colours = _share_colours()
+        kinds = np.unique(one.states).tolist()
+        kind = kinds[0] if len(kinds) == 1 else CHANGED
         image = axes.imshow(
             np.ma.masked_equal(cells, 0),
-            cmap=colours,
+            cmap=_share_colours(kind),
             vmin=0,
             vmax=1,
             aspect=aspect,
@@ -183,7 +189,8 @@ def _draw_one(figure: Any, axes: Any, one: ChunkMap, picture: Picture) -> None:
         bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
         bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         bar.ax.tick_params(labelsize=8)
-        bar.set_label("of the chunks differ", fontsize=8)
+        word = "differ" if kind == CHANGED else _NAMES[kind]
+        bar.set_label(f"of the chunks {word}", fontsize=8)
     else:
         axes.imshow(
             cells,
@@ -235,11 +242,11 @@ def _subtitle(one: ChunkMap) -> str:
     return f"{', '.join(counts) or 'none'} of {total:,} chunk{'' if total == 1 else 's'}"
 
 
-def _share_colours() -> Any:
+def _share_colours(state: int) -> Any:
     """Return colours for shares; the least one is far from that of none."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("share", ["#f0a12b", "#c8501e", "#5e0f14"])
+    return LinearSegmentedColormap.from_list("share", _RAMPS[state])
 
 
 def _legend(figure: Any, shown: Sequence[tuple[ChunkMap, Picture]], left: int) -> None:
