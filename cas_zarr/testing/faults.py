@@ -64,8 +64,9 @@ class DiskFault:
         self._times = times
         self._drop = drop
         self._real: dict[str, Callable[..., Any]] = {}
-        self._dirty: set[int] = set()  # written to, and not synced since
-        self._renames: list[tuple[str, str]] = []  # not made durable yet
+        self._dirty: dict[int, int] = {}  # what was written to and not synced, and its size before
+        # Names that are not durable yet, and what had them before.
+        self._renames: list[tuple[str, str, bytes | None]] = []
 
     def __enter__(self) -> Self:
         for name in CALLS:
@@ -94,19 +95,19 @@ class DiskFault:
             self.calls.append(name)
             if self._at <= len(self.calls) < self._at + self._times:
                 self._go_wrong(name, real, arguments)
-            result = real(*arguments)
             self._note(name, arguments)
-            return result
+            return real(*arguments)
 
         return call
 
     def _note(self, name: str, arguments: Sequence[Any]) -> None:
         if name in ("pwrite", "pwritev", "truncate"):
-            self._dirty.add(arguments[0])
+            self._dirty.setdefault(arguments[0], os.fstat(arguments[0]).st_size)
         elif name == "fsync":
-            self._dirty.discard(arguments[0])
+            self._dirty.pop(arguments[0], None)
         elif name == "rename":
-            self._renames.append((arguments[0], arguments[1]))
+            source, target = arguments
+            self._renames.append((source, target, _content(target)))
         elif name == "fsync_folder":
             self._renames.clear()
 
@@ -127,12 +128,24 @@ class DiskFault:
         elif self._how == "after":
             real(*arguments)
         elif self._how == "power":
-            for source, target in reversed(self._renames):
+            for fd, size in self._dirty.items():
+                os.ftruncate(fd, min(size, os.fstat(fd).st_size))
+            for source, target, before in reversed(self._renames):
                 if os.path.exists(target):
                     os.rename(target, source)
-            for fd in self._dirty:
-                os.ftruncate(fd, 0)
+                if before is not None:
+                    with open(target, "wb") as file:
+                        file.write(before)
         os._exit(EXIT_CODE)
+
+
+def _content(path: str) -> bytes | None:
+    """Return what a small file holds; None if it is not there. Packs never replace one."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
 
 
 def _write_half(arguments: Sequence[Any]) -> None:
