@@ -133,7 +133,7 @@ import re, tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 optional = project["optional-dependencies"]
 for line in project["dependencies"] + optional["cli"] + optional["sign"] + optional["plot"]:
-    name, bound = re.match(r"([\w-]+)>=([\w.]+)", line).groups()
+    name, bound = re.match(r"([\w-]+)(?:\[\w+\])?>=([\w.]+)", line).groups()
     print(f"{name}=={'3.1.0' if name == 'zarr' else bound}")
 endef
 export LOWER_BOUNDS

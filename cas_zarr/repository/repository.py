@@ -461,7 +461,7 @@ class Repository(RepositoryBase):
         self.refs.update(name, expected=record, new=None, why="delete")
 
     def rename_branch(self, old: str, new: str) -> Branch:
-        """Give a branch another name; its log goes on under that."""
+        """Give a branch another name; what it was before is in the log under the old one."""
         self._check_writable()
         return rename_branch(self, old, new)
 
