@@ -299,7 +299,7 @@ def _apply(
     """Do on a branch what led from one root to another, as one commit."""
     root, notes, resolved = mover.unite(before, head.root, after, what)
     if root == head.root:
-        return head.already()
+        return replace(head.already(), notes=notes, resolved=resolved)
     parents = () if head.commit is None else (head.commit,)
     commit = options.commit(mover.repo, root, parents, message)
     return MergeResult(kind, commit, root, notes, resolved, (commit,))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cas_zarr.cid import CidBytes, format_cid
 from cas_zarr.errors import (
@@ -19,6 +23,7 @@ from cas_zarr.errors import (
     VersionNotFoundError,
 )
 from cas_zarr.repository.commit import Commit
+from cas_zarr.repository.history import merge_bases
 from cas_zarr.repository.merging import MergeResult, cherry_pick, merge, rebase, revert
 from cas_zarr.repository.refs import Branch
 from cas_zarr.repository.repository import Repository
@@ -761,3 +766,101 @@ def test_what_is_being_collected_can_still_be_merged(
     assert again.verify(data=True).ok
     assert content(again)["a/c/25"] == b"theirs 25"
     assert content(again)["a/c/3"] == b"ours"
+
+
+# -- against dicts ---------------------------------------------------------------------------------
+
+KEYS = ["a/c/0", "a/c/1", "a/c/2", "b", "c/d"]
+Edits: TypeAlias = "dict[str, bytes | None]"
+
+
+def united(
+    base: dict[str, bytes], ours: dict[str, bytes], theirs: dict[str, bytes]
+) -> tuple[dict[str, bytes], set[str]]:
+    """Return what a merge makes of dicts, and the keys that both changed."""
+    out, twice = dict(ours), set()
+    for key in base.keys() | ours.keys() | theirs.keys():
+        was, mine, other = base.get(key), ours.get(key), theirs.get(key)
+        if other in (was, mine):
+            continue
+        if mine != was:
+            twice.add(key)
+        elif other is None:
+            del out[key]
+        else:
+            out[key] = other
+    return out, twice
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("commit"),
+            st.sampled_from(["main", "side"]),
+            st.dictionaries(
+                st.sampled_from(KEYS), st.sampled_from([None, b"x", b"y", b"z"]), min_size=1
+            ),
+        ),
+        st.tuples(
+            st.sampled_from(["merge", "pick", "revert", "rebase"]),
+            st.sampled_from(["main", "side"]),
+            st.sampled_from([None, "ours", "theirs"]),
+        ),
+    ),
+    min_size=3,
+    max_size=10,
+)
+
+
+@settings(max_examples=120)
+@given(steps)
+def test_branches_are_what_dicts_say(steps: list[tuple[str, str, Any]]) -> None:
+    repo = Repository.memory()
+    commit(repo, "begin", BEGIN)
+    repo.create_branch("side")
+    for verb, branch, what in steps:
+        other = "side" if branch == "main" else "main"
+        if verb == "commit":
+            expected = {**content(repo, branch), **what}
+            commit(repo, "some", what, branch)
+            assert content(repo, branch) == {k: v for k, v in expected.items() if v is not None}
+            continue
+        source = tip(repo, other)
+        before = state(repo)
+        ours = content(repo, branch)
+        after = content(repo, other)
+        if verb == "merge":
+            bases = merge_bases(repo, branch, other)
+            if len(bases) > 1:
+                continue  # what those have in common is theirs to say
+            base = content(repo, bases[0])
+            call = functools.partial(merge, repo, other, into=branch, resolve=what)
+        elif verb == "rebase":
+            with suppress(ConflictError):
+                rebase(repo, branch, onto=other, resolve=what)
+                assert merge(repo, other, into=branch).kind == "already"
+            continue
+        else:
+            if len(source.parents) != 1:  # the first one makes the array
+                continue
+            base = content(repo, source.parents[0])
+            if verb == "revert":
+                base, after = after, base
+            call = functools.partial(
+                cherry_pick if verb == "pick" else revert, repo, other, into=branch, resolve=what
+            )
+        expected, twice = united(base, ours, after)
+        if twice and what is None:
+            with pytest.raises(ConflictError) as caught:
+                call()
+            assert {conflict.key for conflict in caught.value.conflicts} == twice
+            assert state(repo) == before
+            continue
+        result = call()
+        if what == "theirs":
+            expected |= {key: after[key] for key in twice if key in after}
+            expected = {key: v for key, v in expected.items() if key not in twice or key in after}
+        assert content(repo, branch) == expected
+        assert {conflict.key for conflict in result.resolved} == twice
+        assert (result.kind == "already") == (state(repo) == before)
+    assert repo.verify(data=True).ok
