@@ -16,6 +16,7 @@ import numpy as np
 
 from cas_zarr.cid import HashFunction
 from cas_zarr.tree.chunktree import ChunkTree, TreeRef, build, store_top, write_pages
+from cas_zarr.tree.descent import matches
 from cas_zarr.tree.morton import Codes
 from cas_zarr.tree.page import MAX_ENTRIES, Page, PageReader
 from cas_zarr.tree.table import Table, concatenate, empty_table, from_page
@@ -253,15 +254,15 @@ def _edited(old: Table, sets: Table, deletes: Codes) -> Table:
     """Return sorted chunks with some set and some deleted."""
     if len(old) == 0:
         return sets
-    gone = np.zeros(len(old), bool)
-    for codes in (sets.codes, deletes):
-        if len(codes):
-            held = old.codes.astype(object) if codes.dtype == object else old.codes
-            rows = np.searchsorted(held, codes.astype(held.dtype))
-            found = rows < len(old)
-            hits = rows[found]
-            gone[hits[held[hits] == codes[found]]] = True
-    return concatenate([old.take(~gone), sets])
+    rows = matches(old.codes, sets.codes)[0]
+    if len(rows) == len(sets) and len(deletes) == 0:  # only other values: the order stays
+        cids, sizes = old.cids.copy(), old.sizes.copy()
+        cids[rows], sizes[rows] = sets.cids, sets.sizes
+        return Table(old.codes, cids, sizes, old.counts, old.prefixes)
+    kept = np.ones(len(old), bool)
+    kept[rows] = False
+    kept[matches(old.codes, deletes)[0]] = False
+    return concatenate([old.take(kept), sets])
 
 
 def _patched(old: Table, patches: list[_Patch], bits: int) -> Table:

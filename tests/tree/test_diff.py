@@ -219,8 +219,10 @@ def test_of_a_million_chunks_one_that_changed_costs_two_paths() -> None:
 def test_an_array_that_came_or_went_is_opened_only_for_its_chunks() -> None:
     blocks = CountingBlocks()
     empty = CASMapping(blocks, CASMapping(blocks).flush())
-    full = CASMapping(blocks, big(blocks, "a").flush())
-    for a, b, status in ((empty, full, "added"), (full, empty, "removed")):
+    root = big(blocks, "a").flush()
+    for status in ("added", "removed"):
+        full = CASMapping(blocks, root)  # which remembers no page
+        a, b = (empty, full) if status == "added" else (full, empty)
         blocks.reads.clear()
         change = differences(a, b)["a"]
         assert (change.status, change.forms) == (status, ("c/3",))
@@ -228,7 +230,7 @@ def test_an_array_that_came_or_went_is_opened_only_for_its_chunks() -> None:
         assert blocks.reads == []
         (chunks,) = change.chunks
         assert len(chunks) == 64_000
-        assert len(blocks.reads) > 100
+        assert len(blocks.reads) > 50
 
 
 def test_what_moved_is_one_change_and_is_not_opened() -> None:
