@@ -30,15 +30,20 @@ if TYPE_CHECKING:
     )
     from cas_zarr.mapping import CASMapping
     from cas_zarr.repository.commit import Commit
+    from cas_zarr.repository.diffing import Change
+    from cas_zarr.repository.proof import check_proof
     from cas_zarr.repository.repository import Repository
     from cas_zarr.store import CASStore
+    from cas_zarr.tree.conflicts import Conflict
 
 __all__ = [
     "BlockNotFoundError",
     "CASMapping",
     "CASStore",
     "CasZarrError",
+    "Change",
     "Commit",
+    "Conflict",
     "ConflictError",
     "CorruptBlockError",
     "FormatError",
@@ -54,13 +59,17 @@ __all__ = [
     "StorageError",
     "VersionNotFoundError",
     "WriteOnceError",
+    "check_proof",
 ]
 
 _HOMES = {
     "CASMapping": "cas_zarr.mapping",
     "CASStore": "cas_zarr.store",
+    "Change": "cas_zarr.repository.diffing",
     "Commit": "cas_zarr.repository.commit",
+    "Conflict": "cas_zarr.tree.conflicts",
     "Repository": "cas_zarr.repository.repository",
+    "check_proof": "cas_zarr.repository.proof",
 }
 
 

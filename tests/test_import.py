@@ -46,6 +46,8 @@ def test_the_package_alone_loads_nothing_heavy() -> None:
 def test_the_core_loads_nothing_optional(code: str) -> None:
     optional = {
         "aiohttp",
+        "cryptography",
+        "matplotlib",
         "click",
         "cupy",
         "dask",
