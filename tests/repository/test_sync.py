@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import threading
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from syncing import commit, contents, grid, held, reads
@@ -20,10 +22,13 @@ from cas_zarr.errors import (
     InvalidArgumentError,
     ReadOnlyError,
     RepositoryNotFoundError,
+    StorageError,
     VersionNotFoundError,
 )
 from cas_zarr.repository.commit import Commit
+from cas_zarr.repository.gc import Collection
 from cas_zarr.repository.history import ancestors
+from cas_zarr.repository.placing import Placer
 from cas_zarr.repository.refs import Branch, Tag
 from cas_zarr.repository.remotes import Remote, get_remote
 from cas_zarr.repository.repository import Repository
@@ -514,6 +519,79 @@ def test_of_two_pushes_at_once_one_has_to_pull(source: Repository, tmp_path: Pat
     values = contents(source)
     assert all(values[f"a/c/{i}/7"] == b"ours" for i in range(4))
     assert source.verify(data=True).ok
+
+
+# -- beside a collection of garbage ---------------------------------------------------------------
+
+
+@pytest.fixture
+def littered(source: Repository, tmp_path: Path) -> Repository:
+    """Return a clone in which all blocks of a branch of the source are garbage."""
+    target = clone(source, tmp_path / "target")
+    target.delete_branch("side")
+    target.delete_tag("side-tag")
+    target.refs.track("origin/side", expected=target.refs.tracked("origin/side"), new=None)
+    target.refs.trim_log(1 << 62)
+    return target
+
+
+def _sweep(target: Repository) -> None:
+    with Collection(target, log_age=timedelta(0)) as collection:
+        collection.mark()
+        collection.sweep(timedelta(0))
+
+
+def _condemn(target: Repository) -> None:
+    with Collection(target, log_age=timedelta(0)) as collection:
+        collection.mark()
+        assert collection.publish()
+
+
+def test_what_is_condemned_is_not_relied_on(source: Repository, littered: Repository) -> None:
+    _condemn(littered)
+    push(source, littered, branches="side")
+    _sweep(littered)
+    assert littered.verify(data=True).ok
+    assert _same(source, littered, "side", "main")
+
+
+@pytest.mark.parametrize("call", ["branch", "set_tag"])
+def test_what_is_condemned_during_a_push_is_not_relied_on(
+    source: Repository, littered: Repository, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    real = getattr(Placer, call)
+
+    def late(self: Placer, *args: Any, **kwargs: Any) -> None:
+        if args[0] in ("side", "side-tag"):
+            littered.refs.trim_log(1 << 62)
+            _condemn(littered)
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Placer, call, late)
+    push(source, littered, branches="main" if call == "set_tag" else "side", tags=["side-tag"])
+    _sweep(littered)
+    assert littered.verify(data=True).ok
+    assert contents(littered, "side-tag") == contents(source, "side")
+
+
+def test_what_is_swept_during_a_push_is_missed_and_copied_by_the_next(
+    source: Repository, littered: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Placer.branch
+
+    def late(self: Placer, name: str, *args: Any, **kwargs: Any) -> None:
+        _condemn(littered)
+        _sweep(littered)
+        real(self, name, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Placer, "branch", late)
+        with pytest.raises(StorageError, match="grace time"):
+            push(source, littered, branches="side")
+    assert littered.verify(data=True).ok
+    assert littered.refs.branches() == ["main"]
+    assert push(source, littered, branches="side").blocks
+    assert _same(source, littered, "side", "main")
 
 
 def test_nothing_else_of_a_repository_is_copied(source: Repository, tmp_path: Path) -> None:
