@@ -230,7 +230,9 @@ class Change:
         if self.status == "changed" and self.fields:
             what.append("fields " + ", ".join(".".join(field.path) for field in self.fields))
         counts = zip(self.counts, ("added", "removed", "changed"), strict=True)
-        what += [f"{count:,} chunks {word}" for count, word in counts if count]
+        what += [
+            f"{count:,} chunk{'' if count == 1 else 's'} {word}" for count, word in counts if count
+        ]
         if self.keys:
             what.append("keys " + ", ".join(self.keys))
         return f"{self.kind} {name} {self.status}" + (f": {'; '.join(what)}" if what else "")
