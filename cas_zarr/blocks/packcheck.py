@@ -45,12 +45,14 @@ __all__ = ["PackCheck", "PackFault", "check_pack", "pack_paths", "salvage"]
 _WINDOW = 4 << 20
 _HEAD_SIZE = 300
 _GLANCE = 1 << 16
+_TOLD = 1000  # blocks
 _SHARED = 1 << 19  # bytes from which hashing is worth a thread
 _MAX_FAULTS = 1000  # of one pack; a pack with more is not described any better by them
 _CODECS = (RAW, DAG_PB, DAG_CBOR, DAG_JSON)
 _CID = re.compile(
     b"|".join(re.escape(bytes(make_cid(c, h, b""))) for c in _CODECS for h in HASHES.values())
 )
+_USUAL = {bytes(make_cid(c, h, b"")) for c in _CODECS[:3] for h in HASHES.values()}
 _LONGEST_VARINT = 4
 _LEAST_HEAD = 1 + DIGEST_SIZE + 4
 
@@ -196,6 +198,7 @@ class _Checker:
         self.keys = bytearray()  # multihashes of the sections
         self.offsets = array("Q")  # and where they begin in the payload
         self.index: list[tuple[int, NDArray[np.uint8], NDArray[np.uint64]]] = []
+        self.told = [0, 0]  # blocks and bytes that progress was not told of yet
         self.starts: NDArray[np.uint64] | None = None  # of the sections that the index has
 
     def run(self) -> PackCheck:
@@ -257,8 +260,7 @@ class _Checker:
                 jobs = self._hash(jobs)
                 window, start = self.file.read(at, min(self._stride(), end - at)), at
             try:
-                cid, begin, stop = parse_section(window, at - start)
-                hash_of(cid)  # of a hash that is known
+                cid, begin, stop = _parse(window, at - start)
             except (FormatError, InvalidCIDError) as error:
                 jobs = self._hash(jobs)
                 self._fault(at, f"no section begins there: {error}")
@@ -284,10 +286,11 @@ class _Checker:
             self.offsets.append(at - DATA_START)
             if self.data:
                 jobs.append(_Job(cid, at, memoryview(window)[begin:stop]))
-            elif self.progress is not None:
-                self.progress(1, size)
+            else:
+                self._tell(1, size)
             at = start + stop
         self._hash(jobs)
+        self._tell(0, 0)
 
     def _stride(self) -> int:
         return _WINDOW if self.data else _GLANCE
@@ -302,9 +305,17 @@ class _Checker:
         for bad in map_ordered(_unsound, parts):
             for job, reason in bad:
                 self._fault(job.offset, reason, job.cid)
-        if self.progress is not None:
-            self.progress(len(jobs), size)
+        self._tell(len(jobs), size)
         return []
+
+    def _tell(self, blocks: int, size: int) -> None:
+        """Tell of progress: of many blocks at once, and with none of those that are left."""
+        self.told[0] += blocks
+        self.told[1] += size
+        if self.told[0] and (not blocks or self.told[0] >= _TOLD):
+            if self.progress is not None:
+                self.progress(*self.told)
+            self.told = [0, 0]
 
     def _index_records(self) -> dict[bytes, int]:
         """Return what the index says: multihash -> offset in the payload."""
@@ -342,6 +353,22 @@ class _Checker:
         sections = dict(zip(self._section_keys(), self.offsets, strict=True))
         records = self._index_records()
         self.suspects.update(key for key, offset in records.items() if sections.get(key) != offset)
+
+
+def _parse(data: bytes, at: int) -> tuple[CidBytes, int, int]:
+    """Return CID, begin and end of the block whose section begins at `at`, of a known hash."""
+    if at + 3 < len(data):  # one or two bytes of length and a usual CID, as a rule
+        length, begin = data[at], at + 1
+        if length >= 128 and data[begin]:
+            length += (data[begin] << 7) - 128
+            begin += 1
+        behind = begin + DIGEST_SIZE + 4
+        usual = data[begin : begin + 4] in _USUAL and data[begin - 1] < 128
+        if usual and behind <= min(begin + length, len(data)):
+            return CidBytes(data[begin:behind]), behind, begin + length
+    cid, begin, stop = parse_section(data, at)
+    hash_of(cid)
+    return cid, begin, stop
 
 
 def _unsound(jobs: list[_Job]) -> list[tuple[_Job, str]]:

@@ -29,6 +29,7 @@ from cas_zarr.repository.checking import Checker, Heal, Progress
 from cas_zarr.repository.commit import Commit
 from cas_zarr.repository.damage import Box, Damage, HurtArray, VerifyReport
 from cas_zarr.repository.folder import MARKER, FolderRefs, read_marker
+from cas_zarr.repository.guard import CollectionRecord
 from cas_zarr.repository.records import Branch, Tag
 from cas_zarr.repository.refs import Refs
 from cas_zarr.repository.remotes import get_remote, local_blocks
@@ -218,6 +219,12 @@ class _Run:
             self.cut = self.refs.shallow()
         except CasZarrError as error:
             self._record("record", "shallow", error)
+        try:
+            for pending in CollectionRecord.from_bytes(self.refs.gc_record()).lists:
+                if isinstance(self.blocks, LocalBlocks):
+                    self.blocks.read_list(pending.name)
+        except CasZarrError as error:
+            self._record("record", "collections", error)
         for name in self.refs.remotes():
             try:
                 get_remote(self.refs, name)

@@ -73,8 +73,12 @@ def all_flips(path: Path) -> list[Flip]:
 
 
 def check(path: Path, model: Model) -> list[str]:
-    """Read everything and verify; return what is wrong about how the damage is met."""
+    """Read everything and verify; return what is wrong about how the damage is met.
+
+    Chunks that an older version has as well are the same blocks, and are read of it alone.
+    """
     wrong = []
+    done: set[tuple[str, bytes]] = set()
     try:
         repo = Repository.open(path, read_only=True)
     except CasZarrError:
@@ -87,6 +91,10 @@ def check(path: Path, model: Model) -> list[str]:
         except CasZarrError:
             continue
         for key, value in values.items():
+            if (key, value) in done:
+                continue
+            if key.startswith("x/"):
+                done.add((key, value))
             try:
                 if mapping[key] != value:
                     wrong.append(f"{key} of {version} is another")

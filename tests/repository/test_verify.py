@@ -367,6 +367,25 @@ def test_a_damaged_line_of_the_log(path: Path) -> None:
     assert report.complete
 
 
+def test_a_damaged_list_of_a_collection(path: Path) -> None:
+    repo = Repository.open(path)
+    repo.delete_branch("main")
+    repo.refs.trim_log(1 << 62)
+    repo.gc()
+    (condemned,) = (path / "packs").glob("*.condemned")
+    assert repo.verify(data=True).ok
+    data = bytearray(condemned.read_bytes())
+    data[len(data) // 2] ^= 1
+    condemned.chmod(0o644)
+    condemned.write_bytes(data)
+    (damage,) = Repository.open(path).verify().damaged
+    assert (damage.kind, damage.path) == ("record", "collections")
+    assert str(condemned) in damage.reason
+    (path / "refs" / "gc").write_bytes(b"{}")
+    (damage,) = Repository.open(path).verify().damaged
+    assert damage.path == "collections"
+
+
 def test_a_damaged_ref_and_what_the_log_has(path: Path) -> None:
     tip = Repository.open(path).resolve("main").commit
     assert tip is not None
