@@ -12,11 +12,12 @@ from cas_zarr.errors import InvalidKeyError
 from cas_zarr.tree.apply import apply, bind
 from cas_zarr.tree.changes import Changes, is_document
 from cas_zarr.tree.keys import MAX_DEPTH, OWNERS, check_key, parse_chunk, split_key
+from cas_zarr.tree.moving import holds_chunk_keys
 from cas_zarr.tree.node import EMPTY, Node, Root, Value
-from cas_zarr.tree.shards import TreeReader, edit_entries, get_child, iter_entries
+from cas_zarr.tree.shards import TreeReader, edit_entries, get_child
 from cas_zarr.tree.view import TreeView
 
-__all__ = ["graft", "holds_chunk_keys"]
+__all__ = ["graft"]
 
 
 def graft(view: TreeView, path: str, node: Node | None) -> Root:
@@ -77,27 +78,6 @@ def _put(
     if not inner and child is None:
         return node
     return edit_entries(reader, function, node, {}, {name: inner or None})
-
-
-def holds_chunk_keys(reader: TreeReader, node: Node, name: str = "") -> bool:
-    """Tell whether a plain key of a subtree would be a chunk of an array at or above it.
-
-    `name` is the path of the subtree below that array. Behind a chunk's first segments only
-    numbers can follow, so other folders are not opened.
-    """
-    pending = [(name, node)]
-    while pending:
-        name, node = pending.pop()
-        if name and parse_chunk(name) is None:
-            continue
-        for inner, entry in iter_entries(reader, node):
-            below = f"{name}/{inner}" if name else inner
-            if isinstance(entry, Value):
-                if parse_chunk(below) is not None:
-                    return True
-            elif OWNERS.isdisjoint(entry.docs):
-                pending.append((below, entry))
-    return False
 
 
 def _as_changes(view: TreeView, path: str, node: Node) -> Changes:

@@ -8,7 +8,7 @@ regular grid with chunks that were written inside its new shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -19,11 +19,11 @@ from cas_zarr.errors import InvalidArgumentError
 from cas_zarr.tree.apply import apply, bind
 from cas_zarr.tree.changes import Changes
 from cas_zarr.tree.conflicts import Choice, Conflict, Resolver, raise_conflicts
-from cas_zarr.tree.descent import alike, matches
+from cas_zarr.tree.descent import matches
 from cas_zarr.tree.diff import NodeChange, diff
 from cas_zarr.tree.fields import FieldPath, Side, merge_fields
-from cas_zarr.tree.graft import graft, holds_chunk_keys
-from cas_zarr.tree.keys import OWNERS, chunk_names, parse_form, split_key
+from cas_zarr.tree.graft import graft
+from cas_zarr.tree.keys import OWNERS, parse_form, split_key
 from cas_zarr.tree.layouts import (
     ATTRIBUTES,
     LAYOUT_DOCUMENTS,
@@ -32,8 +32,9 @@ from cas_zarr.tree.layouts import (
     resize,
     same_layout,
 )
-from cas_zarr.tree.morton import Codes, decode
-from cas_zarr.tree.node import EMPTY, Root, Value
+from cas_zarr.tree.morton import decode
+from cas_zarr.tree.moving import codes_below, covers, moves, same_below
+from cas_zarr.tree.node import Root, Value
 from cas_zarr.tree.shards import TreeReader
 from cas_zarr.tree.sides import Column, Rows, edit_of
 from cas_zarr.tree.values import write_value
@@ -231,11 +232,11 @@ class _Merge:
                 continue
             if path in flips["ours"] and path in flips["theirs"]:
                 views = self.views["ours"], self.views["theirs"]
-                clash = _moves(self.views["base"], path) and not _same_below(*views, path)
+                clash = moves(self.views["base"], path) and not same_below(*views, path)
             else:
                 other: _Name = "theirs" if path in flips["ours"] else "ours"
-                moves = any(_moves(self.views[side], path) for side in ("base", other))
-                clash = moves and self._writes_below(other, path)
+                there = any(moves(self.views[side], path) for side in ("base", other))
+                clash = there and self._writes_below(other, path)
             if clash:
                 self._take(
                     path, "layout", f"the layout of {path!r} was changed while it was written to"
@@ -263,7 +264,7 @@ class _Merge:
                 return True
             if change.forms and place != path and place in _at_and_above(path):
                 rest = path[len(place) + 1 if place else 0 :] + "/"
-                if any(len(codes) for _, codes in _below(change, rest)):
+                if any(len(codes) for _, codes in codes_below(change, rest)):
                     return True
         return False
 
@@ -515,7 +516,7 @@ class _Merge:
             change = self.changes["ours"].get(up)
             if change is not None and change.forms:
                 rest = path[len(up) + 1 if up else 0 :] + "/"
-                for form, codes in _below(change, rest):
+                for form, codes in codes_below(change, rest):
                     if form in self.rows["ours"][up]:
                         self.rows["ours"][up][form].drop(codes)
 
@@ -526,37 +527,11 @@ class _Merge:
             above = _at_and_above(path)[1:]
             if self._is_taken(path) or any(up in gone for up in above):
                 continue
-            if not any(_covers(view, path) for view in self.views.values()):
+            if not any(covers(view, path) for view in self.views.values()):
                 gone.add(path)
                 if self.views["theirs"].node(path) is not None:
                     changes.clear(f"{path}/")
         return gone
-
-
-def _moves(view: TreeView, path: str) -> bool:
-    """Tell whether keys change places where a node comes to own chunks, or ceases to."""
-    node = view.node(path)
-    if node and (node.trees or holds_chunk_keys(view.reader, node)):
-        return True
-    return _covers(view, path)
-
-
-def _same_below(a: TreeView, b: TreeView, path: str) -> bool:
-    """Tell whether two versions have the same keys below a node."""
-    nodes = a.node(path) or EMPTY, b.node(path) or EMPTY
-    above = [{key: view.find(key) for key in view.chunk_keys_above(f"{path}/")} for view in (a, b)]
-    return nodes[0].text() == nodes[1].text() and above[0] == above[1]
-
-
-def _below(change: NodeChange, rest: str) -> Iterator[tuple[str, Codes]]:
-    """Yield, by form, the codes of the chunks that changed and whose names begin with `rest`."""
-    for form in change.forms:
-        kind, ndim = parse_form(form)
-        if "/" in kind:  # other names have no folders
-            codes = np.concatenate(alike(*(table.codes for table in change.tables(form))))
-            names = chunk_names(kind, decode(codes, ndim))
-            hits = np.array([name.startswith(rest) for name in names], bool)
-            yield form, np.sort(codes[hits])
 
 
 def _with_all_below(view: TreeView, path: str, side: TreeView) -> Root:
@@ -569,11 +544,6 @@ def _with_all_below(view: TreeView, path: str, side: TreeView) -> Root:
         assert isinstance(value, Value)
         bind(changes, key, value, None if owner is None else side.layout(owner))
     return apply(TreeView(view.reader, root), changes) if changes else root
-
-
-def _covers(view: TreeView, path: str) -> bool:
-    """Tell whether an array above a node has chunks whose keys lie below the node."""
-    return any(True for _ in view.chunk_keys_above(f"{path}/"))
 
 
 def _merge_documents(

@@ -350,6 +350,44 @@ def test_a_layout_beside_a_write_is_a_conflict_of_the_whole_array(
         assert found == rest | below | both
 
 
+MOVING: list[tuple[str, dict[str, bytes], Edit, Edit]] = [
+    # a key that one side makes a chunk of a new array, and the other deletes
+    ("a", {"a/c/1/0": b"x"}, {"a/zarr.json": b""}, {"a/c/1/0": None}),
+    # a chunk of an array above that one side gives to a new array below
+    ("0", {"zarr.json": b"", "0/1": b"x", "0/2": b"y"}, {"0/zarr.json": b""}, {"0/1": None}),
+    # chunks that become plain keys
+    ("a", {"a/zarr.json": b"", "a/c/0": b"x"}, {"a/zarr.json": None}, {"a/c/0": None}),
+    # both make the same array of keys that are there, and one deletes some
+    ("a", {"a/c/0": b"x"}, {"a/zarr.json": b"", "a/c/0": None}, {"a/zarr.json": b""}),
+    # both take away the array below, whose chunks fall to the one above
+    (
+        "0",
+        {"zarr.json": b"", "0/zarr.json": b"", "0/1": b"x"},
+        {"0/zarr.json": None, "0/1": None},
+        {"0/zarr.json": None},
+    ),
+]
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize(("path", "base", "ours", "theirs"), MOVING)
+def test_keys_that_change_places_are_not_lost(
+    path: str, base: dict[str, bytes], ours: Edit, theirs: Edit, swap: bool
+) -> None:
+    base = base | {"k": b"k"}
+    case = Case(ours | {"l": b"ours"}, theirs | {"m": b"theirs"}, base)
+    (conflict,) = case.conflicts(swap)
+    assert (conflict.kind, conflict.path) == ("layout", path)
+    sides = {"ours": case.ours, "theirs": case.theirs, "base": case.base}
+    if swap:
+        sides = sides | {"ours": case.theirs, "theirs": case.ours}
+    for side, mapping in sides.items():
+        found = case.keys(case.merged(side, swap=swap))  # type: ignore[arg-type]
+        below = {k: bytes(v) for k, v in mapping.items() if k.startswith(f"{path}/")}
+        rest = {k: v for k, v in base.items() if not k.startswith(f"{path}/")}
+        assert found == rest | below | {"l": b"ours", "m": b"theirs"}
+
+
 # -- nodes ------------------------------------------------------------------------------------
 
 
