@@ -190,8 +190,9 @@ class WorkingTree:
         """
         return self.mapping.dirty or self.mapping.root != self.base_root
 
-    @staticmethod
-    def _work(base: Branch | None, root: CidBytes) -> Branch:
+    def _work(self, base: Branch | None, root: CidBytes) -> Branch:
+        if self.mapping.root != root:  # it was united with another's
+            self.mapping.flush()
         return Branch(commit=None if base is None else base.commit, work=root)
 
     def _place(
@@ -230,7 +231,7 @@ class WorkingTree:
                 self.mapping.unite(their_root, base=self.base_root)
             except ConflictError as error:
                 raise self._conflict(root, summary(error), error.conflicts) from None
-            root = self.mapping.flush()
+            root = self.mapping.cid()  # `record` makes it durable, with one sync for all
         self.base, self.base_root = theirs, their_root
         return root
 
