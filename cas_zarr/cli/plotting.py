@@ -33,8 +33,8 @@ _COLOURS: Final = {0: "#e6e8eb", CHANGED: "#e08a1e", ADDED: "#2a9d5c", REMOVED: 
 _NAMES: Final = {0: "unchanged", CHANGED: "changed", ADDED: "added", REMOVED: "removed"}
 _RAMPS: Final = {
     CHANGED: ["#f0a12b", "#c8501e", "#5e0f14"],
-    ADDED: ["#8fd3ae", "#2a9d5c", "#0f4d2b"],
-    REMOVED: ["#e8938a", "#c0392b", "#5c150e"],
+    ADDED: ["#55b983", "#2a9d5c", "#0f4d2b"],
+    REMOVED: ["#dc7468", "#c0392b", "#5c150e"],
 }
 _WIDEST: Final = 34  # characters of a title
 _COLUMNS: Final = 3
