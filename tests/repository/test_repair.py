@@ -352,3 +352,42 @@ def test_salvage_gives_every_sound_block(tmp_path: Path, model: list[Keys]) -> N
         assert len(found) >= len(blocks) - 1
         assert found.items() <= blocks.items()
     assert len(model) == 2
+
+
+def sound(path: Path) -> dict[CidBytes, bytes]:
+    """Return all sound blocks in the packs of a repository."""
+    return {cid: data for pack in packs(path) for cid, data in salvage(str(pack))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [chunk, header], ids=lambda damage: damage.__name__)
+def test_killed_at_any_change_of_the_disk(
+    tmp_path: Path,
+    model: list[Keys],
+    damage: Callable[[Path], None],
+    forked: Callable[[Callable[[], object]], int],
+    strike: Callable[..., list[str]],
+    die: Callable[[], None],
+) -> None:
+    """No sound block is ever lost, and the next repair ends what was begun."""
+    damage(tmp_path / "repo")
+    before = sound(tmp_path / "repo")
+    number = 0
+    while True:
+        number += 1
+        path = tmp_path / f"repo{number}"
+        shutil.copytree(tmp_path / "repo", path)
+
+        def body(path: Path = path, number: int = number) -> None:
+            strike(number, die)
+            repair(Repository.open(path), tmp_path / "copy")
+
+        status = forked(body)
+        assert status in (0, -9)
+        assert before.items() <= sound(path).items()
+        if status == 0:
+            break
+        assert repair(Repository.open(path), tmp_path / "copy").ok
+        check(path, model)
+        shutil.rmtree(path)
+    assert number > 8
