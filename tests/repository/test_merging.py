@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,9 @@ from cas_zarr.repository.refs import Branch
 from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.versions import read_commit
 from cas_zarr.tree.conflicts import Conflict
+
+Forked = Callable[[Callable[[], object]], int]
+Strike = Callable[[int, Callable[[], object]], list[str]]
 
 ARRAY = {
     "zarr_format": 3,
@@ -766,6 +770,48 @@ def test_what_is_being_collected_can_still_be_merged(
     assert again.verify(data=True).ok
     assert content(again)["a/c/25"] == b"theirs 25"
     assert content(again)["a/c/3"] == b"ours"
+
+
+@pytest.mark.parametrize("verb", ["merge", "rebase", "revert"])
+def test_a_kill_at_any_write_leaves_what_was_or_what_shall_be(
+    repo: Repository, forked: Forked, strike: Strike, die: Callable[[], None], verb: str
+) -> None:
+    commit(repo, "ours", {"a/c/3": b"ours"})
+    commit(repo, "theirs", {"a/c/4": b"theirs"}, "side")
+    commit(repo, "theirs again", {"a/c/5": b"theirs"}, "side")
+    write(repo, "side", {"a/c/6": b"work"})
+    write(repo, "main", {"a/c/7": b"work"})
+    begin = state(repo)
+    repo.close()
+
+    def body(at: int) -> None:
+        inner = Repository.open(repo.location)
+        strike(at, die)
+        if verb == "merge":
+            merge(inner, "side")
+        elif verb == "rebase":
+            rebase(inner, "side", onto="main")
+        else:
+            revert(inner, "main")
+
+    at, died, branch = 0, True, "side" if verb == "rebase" else "main"
+    while died:
+        at += 1
+        status = forked(functools.partial(body, at))
+        assert status in (0, -signal.SIGKILL)
+        died = status != 0
+        again = Repository.open(repo.location)
+        now = state(again)
+        assert {**now, branch: begin[branch]} == begin
+        if died and now == begin:
+            assert content(again, branch).keys() <= {*BEGIN, "a/c/3", "a/c/4", "a/c/5"}
+        else:
+            assert now[branch].work != begin[branch].work
+        assert again.verify(data=True).ok
+        if now != begin:  # it was killed behind the move
+            assert again.refs.log(branch)[-1].new == now[branch]
+            again.refs.update(branch, expected=now[branch], new=begin[branch])
+    assert at > 8
 
 
 # -- against dicts ---------------------------------------------------------------------------------
