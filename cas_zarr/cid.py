@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from base64 import b32decode, b32encode
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NewType, TypeAlias
 
 from blake3 import blake3 as _blake3
@@ -36,6 +36,7 @@ __all__ = [
     "CidLike",
     "HashFunction",
     "Link",
+    "ReadableCids",
     "as_cid_bytes",
     "cid_of",
     "codec_of",
@@ -213,6 +214,33 @@ def as_cid_bytes(cid: CidLike) -> CidBytes:
 def format_cid(cid: CidBytes) -> str:
     """Return the text of a CID: base32 for CIDv1."""
     return "b" + b32encode(cid).decode("ascii").rstrip("=").lower()
+
+
+class ReadableCids:
+    """A dataclass, made with ``repr=False``, whose repr gives CIDs as text."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{each.name}={_shown(getattr(self, each.name))}"
+            for each in fields(self)  # type: ignore[arg-type]
+            if each.repr
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bytes) and value[:1] == b"\x01" and len(value) <= _MAX_CID_BYTES:
+        try:
+            _parse(CidBytes(value))
+        except InvalidCIDError:
+            return repr(value)
+        return format_cid(CidBytes(value))
+    if isinstance(value, tuple):
+        body = ", ".join(map(_shown, value))
+        return f"({body},)" if len(value) == 1 else f"({body})"
+    return repr(value)
 
 
 def to_cid(cid: CidBytes) -> CID:

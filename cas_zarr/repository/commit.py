@@ -18,6 +18,7 @@ from cas_zarr.cid import (
     CidBytes,
     HashFunction,
     Link,
+    ReadableCids,
     cid_of,
     codec_of,
     format_cid,
@@ -53,8 +54,8 @@ _REQUIRED = {"type", "version", "root", "parents", "author", "time", "message", 
 _OPTIONAL = {"signature"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Commit(ReadableCids):
     """One version of a dataset in its history.
 
     Attributes

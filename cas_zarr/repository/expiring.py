@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from cas_zarr.cid import CidBytes
+from cas_zarr.cid import CidBytes, ReadableCids
 from cas_zarr.errors import InvalidArgumentError, ReadOnlyError
 from cas_zarr.repository.refs import Branch, RefMove, Refs, Tag
 from cas_zarr.repository.times import to_micros
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["ExpireReport", "expire"]
 
 
-@dataclass(frozen=True, slots=True)
-class ExpireReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class ExpireReport(ReadableCids):
     """What an expiry did, or would do.
 
     Attributes

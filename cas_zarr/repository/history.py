@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from cas_zarr.cid import CidBytes, CidLike
+from cas_zarr.cid import CidBytes, CidLike, ReadableCids
 from cas_zarr.errors import InvalidArgumentError
 from cas_zarr.repository.commit import Commit
 from cas_zarr.repository.expiring import ExpireReport, expire
@@ -44,8 +44,8 @@ __all__ = [
 Box: TypeAlias = "Sequence[slice | tuple[int, int | None]]"
 
 
-@dataclass(frozen=True, slots=True)
-class LogEntry:
+@dataclass(frozen=True, slots=True, repr=False)
+class LogEntry(ReadableCids):
     """A commit in a listing of a history.
 
     Attributes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
-from cas_zarr.cid import DAG_CBOR, DAG_JSON, CidBytes, Link, codec_of, format_cid
+from cas_zarr.cid import DAG_CBOR, DAG_JSON, CidBytes, Link, ReadableCids, codec_of, format_cid
 from cas_zarr.codecs import dagjson
 from cas_zarr.errors import FormatError, InvalidCIDError
 
@@ -15,8 +15,8 @@ REF_VERSION = 1
 MAX_REF_BYTES = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
+@dataclass(frozen=True, slots=True, repr=False)
+class Branch(ReadableCids):
     """Where a branch stands.
 
     Attributes
@@ -48,8 +48,8 @@ class Branch:
         return cls(link_of(value["commit"], DAG_CBOR), link_of(value["work"], DAG_JSON))
 
 
-@dataclass(frozen=True, slots=True)
-class Tag:
+@dataclass(frozen=True, slots=True, repr=False)
+class Tag(ReadableCids):
     """A fixed name of a commit."""
 
     commit: CidBytes

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from cas_zarr.cid import BLAKE3, DAG_CBOR, DAG_JSON, CidBytes, Link
+from cas_zarr.cid import BLAKE3, DAG_CBOR, DAG_JSON, CidBytes, Link, ReadableCids
 from cas_zarr.codecs import dagjson
 from cas_zarr.codecs.dagjson import Value
 from cas_zarr.errors import FormatError
@@ -39,8 +39,8 @@ _KINDS: dict[str, Literal["branch", "tag", "kept root"]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RefMove:
+@dataclass(frozen=True, slots=True, repr=False)
+class RefMove(ReadableCids):
     """One move of a ref, as the log has it.
 
     Attributes

@@ -27,6 +27,7 @@ from cas_zarr.cid import (
     DAG_JSON,
     CidBytes,
     CidLike,
+    ReadableCids,
     as_cid_bytes,
     codec_of,
     format_cid,
@@ -68,8 +69,8 @@ _MAX_STEPS = 1_000_000
 _MEMO_LIMIT = 1 << 14
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+@dataclass(frozen=True, slots=True, repr=False)
+class Resolved(ReadableCids):
     """What a version expression stands for.
 
     Attributes
