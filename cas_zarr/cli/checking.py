@@ -53,7 +53,7 @@ def repair_command(repository: str, source: str, as_json: bool) -> None:
     never guessed. The exit code is 1 if not all is whole in the end.
     """
     repo = writable(repository)
-    with steps() as progress:
+    with steps("repair") as progress:
         report = repo.repair(source, progress=progress)
     if as_json:
         print_json(report.as_json())

@@ -180,6 +180,7 @@ def _entry_json(entry: LogEntry) -> dict[str, Any]:
         "message": commit.message,
         "metadata": commit.metadata,
         "signature": signature_text(commit),
+        "cut": entry.cut,
     }
 
 

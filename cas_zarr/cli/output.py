@@ -173,15 +173,15 @@ def counter(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 @contextmanager
-def steps() -> Iterator[Callable[[str, int, int], None] | None]:
-    """Give a function to call with what is done, blocks and bytes; None without a terminal."""
+def steps(what: str) -> Iterator[Callable[[str, int, int], None] | None]:
+    """Give a function to call with a step, its blocks and bytes; None without a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None
         return
-    with console.status("") as status:
-        yield lambda what, blocks, size: status.update(
-            f"{what}: {count(blocks, 'block')}, {size_text(size)}"
+    with console.status(what) as status:
+        yield lambda step, blocks, size: status.update(
+            f"{what}, {step}: {count(blocks, 'block')}, {size_text(size)}"
         )
 
 

@@ -1,0 +1,80 @@
+"""Progress is shown on a terminal, and what a command needs is loaded when it needs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+RUN = "from cas_zarr.cli.main import main; main()"
+
+
+def shown_by(*arguments: object) -> tuple[str, bytes]:
+    """Return what a command shows on a terminal as its standard error, and its output."""
+    leader, follower = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=follower,
+        check=True,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(follower)
+    shown = b""
+    try:
+        while part := os.read(leader, 100_000):
+            shown += part
+    except OSError:  # all was read
+        pass
+    os.close(leader)
+    return shown.decode(), done.stdout
+
+
+def test_long_work_shows_how_far_it_is(weather: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone.cas"
+    for arguments in (
+        ("clone", weather, clone),
+        ("gc", clone, "--grace", "0"),
+        ("repair", clone, "--from", weather),
+    ):
+        shown, out = shown_by(*arguments)
+        assert arguments[0] in shown
+        assert b"\x1b" not in out
+
+
+def test_nothing_optional_is_loaded_before_it_is_used(weather: Path) -> None:
+    optional = {"matplotlib", "cryptography", "zarr", "xarray", "dask", "fsspec", "netCDF4"}
+    script = (
+        "import sys\nfrom cas_zarr.cli.group import run\n"
+        f"assert run(['log', {str(weather)!r}]) == 0\n"
+        "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, text=True
+    )
+    assert not set(done.stderr.split()) & optional
+
+
+def test_a_missing_extra_is_named(weather: Path, tmp_path: Path) -> None:
+    """Without matplotlib and cryptography: folders of their names that cannot be imported."""
+    hidden = tmp_path / "hidden"
+    for name in ("matplotlib", "cryptography"):
+        (hidden / name).mkdir(parents=True)
+        (hidden / name / "__init__.py").write_text("raise ImportError('it is not here')")
+    key = tmp_path / "key"
+    key.write_bytes(bytes(32))
+    for arguments, extra in (
+        (("diff", weather, "main", "main", "--plot", tmp_path / "x.png"), "cas_zarr[plot]"),
+        (("commit", weather, "-m", "x", "--allow-empty", "--sign", key), "cas_zarr[sign]"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, *map(str, arguments)],
+            capture_output=True,
+            check=False,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(hidden)},
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("error: ")
+        assert extra in done.stderr
