@@ -28,6 +28,7 @@ CHUNKS: Final = -1
 PageError: TypeAlias = Callable[[CidBytes, CasZarrError], None]
 
 _ONE: Final = np.uint64(1)
+_LONGEST: Final = np.uint64(63)  # _ONE * 63 is a float before NumPy 2
 _MOST: Final = np.uint64(2**64 - 1)
 _BATCH: Final = 128  # pages that are open at once: some MB
 
@@ -250,8 +251,7 @@ def _lasts(a: Table, b: Table, bits: int) -> tuple[Codes, Codes]:
         return wide[0], wide[1]
     room = [np.minimum(bits - rows.prefixes, 64).astype(np.uint64) for rows in (a, b)]
     sides = [
-        np.where(width == 64, _MOST, (_ONE << np.minimum(width, _ONE * 63)) - _ONE)
-        for width in room
+        np.where(width == 64, _MOST, (_ONE << np.minimum(width, _LONGEST)) - _ONE) for width in room
     ]
     return a.codes + sides[0], b.codes + sides[1]
 
