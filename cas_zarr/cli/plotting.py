@@ -95,6 +95,15 @@ def draw(maps: Sequence[ChunkMap], file: str | Path, *, title: str = "") -> None
     StorageError
         If the file cannot be written.
     """
+    with warnings.catch_warnings(action="ignore"):  # what matplotlib warns of is not the user's
+        data = _png(maps, title)
+    try:
+        Path(file).write_bytes(data)
+    except OSError as error:
+        raise StorageError(f"the picture cannot be written to {file}: {error.strerror}") from error
+
+
+def _png(maps: Sequence[ChunkMap], title: str) -> bytes:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -125,13 +134,8 @@ def draw(maps: Sequence[ChunkMap], file: str | Path, *, title: str = "") -> None
     else:
         _legend(figure, shown, len(maps) - len(shown))
     data = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box is drawn in its place
-        figure.savefig(data, format="png", dpi=130)
-    try:
-        Path(file).write_bytes(data.getvalue())
-    except OSError as error:
-        raise StorageError(f"the picture cannot be written to {file}: {error.strerror}") from error
+    figure.savefig(data, format="png", dpi=130)
+    return data.getvalue()
 
 
 def picture_of(one: ChunkMap) -> Picture:

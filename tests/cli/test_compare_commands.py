@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,8 +123,10 @@ def test_bars_have_room(weather: Path, done: Command) -> None:
     assert " t2m | 1 chunk ~," in lines[1]  # the least bar has a sign
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed"
+)
 def test_diff_as_a_picture(changed: Path, tmp_path: Path, command: Command, done: Command) -> None:
-    pytest.importorskip("matplotlib")
     file = tmp_path / "maps.png"
     shown = done("diff", changed, "main~1", "main", "--plot", file)
     assert shown.err == f"drawn into {file}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from cas_zarr.cli.plotting import ADDED, CHANGED, MAX_MAPS, REMOVED, ChunkMap, draw, picture_of
 from cas_zarr.errors import StorageError
 
-pytest.importorskip("matplotlib")
+needs_matplotlib = pytest.mark.skipif(
+    importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed"
+)
 
 
 def a_map(
@@ -58,6 +61,7 @@ def test_one_chunk_of_a_million_is_seen() -> None:
     np.testing.assert_array_equal(full.cells, np.ones_like(full.cells))
 
 
+@needs_matplotlib
 def test_pictures_of_all_shapes(tmp_path: Path) -> None:
     maps = [
         a_map((), [()]),
@@ -74,6 +78,7 @@ def test_pictures_of_all_shapes(tmp_path: Path) -> None:
     assert len(maps * 3) > MAX_MAPS
 
 
+@needs_matplotlib
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="the picture cannot be written to"):
         draw([], tmp_path / "nowhere" / "x.png")
