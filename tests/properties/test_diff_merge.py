@@ -25,8 +25,28 @@ Edit = dict[str, bytes | None]
 
 # keys that change places with one another: an owner of chunks comes or goes around them
 near = st.sampled_from(
-    "zarr.json a/zarr.json a/c/zarr.json 0/zarr.json a/c/1/.zarray 0/.zattrs c/1/.zgroup 0/1 0/2/3 "
-    "1 1/2 c/0 c/0/1 a/c/0 a/c/1/0 a/c/1/1 a/0/1 a/b/c a/new/c/1 a/new/.zarray".split()
+    [
+        "zarr.json",
+        "a/zarr.json",
+        "a/c/zarr.json",
+        "0/zarr.json",
+        "a/c/1/.zarray",
+        "0/.zattrs",
+        "c/1/.zgroup",
+        "0/1",
+        "0/2/3",
+        "1",
+        "1/2",
+        "c/0",
+        "c/0/1",
+        "a/c/0",
+        "a/c/1/0",
+        "a/c/1/1",
+        "a/0/1",
+        "a/b/c",
+        "a/new/c/1",
+        "a/new/.zarray",
+    ]
 )
 maps = st.one_of(maps, st.dictionaries(near, values))
 edits = st.dictionaries(st.one_of(keys, near), st.one_of(st.none(), values), max_size=8)

@@ -13,7 +13,8 @@ from cas_zarr.errors import ConflictError, InvalidArgumentError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.tree.conflicts import Choice, Conflict
 from cas_zarr.tree.merge import Merged, merge
-from cas_zarr.tree.node import Value
+from cas_zarr.tree.node import Header, Root, Value
+from cas_zarr.tree.view import TreeView
 
 Edit = dict[str, bytes | None]
 
@@ -386,6 +387,25 @@ def test_keys_that_change_places_are_not_lost(
         below = {k: bytes(v) for k, v in mapping.items() if k.startswith(f"{path}/")}
         rest = {k: v for k, v in base.items() if not k.startswith(f"{path}/")}
         assert found == rest | below | {"l": b"ours", "m": b"theirs"}
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_keys_that_become_chunks_of_a_new_array_stay(swap: bool) -> None:
+    base = {"zarr.json": b"", "foo": b"", "a/c/0": b"x", "a/c/1": b"y"}
+    case = Case({"a/zarr.json": b""}, {"foo": None}, base)
+    found = case.keys(case.merged(swap=swap))
+    assert found == {"zarr.json": b"", "a/zarr.json": b"", "a/c/0": b"x", "a/c/1": b"y"}
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_what_one_side_says_of_the_dataset_is_kept(swap: bool) -> None:
+    case = Case({"k": b"k"}, {"l": b"l"})
+    view = case.ours.view
+    header = Header(view.root.header.function, extra={"said": "ours"})
+    ours = TreeView(view.reader, Root(header, view.root.node))
+    sides = (ours, case.theirs.view)
+    made = merge(case.base.view, *(sides[::-1] if swap else sides))
+    assert made.root.header.extra == {"said": "ours"}
 
 
 # -- nodes ------------------------------------------------------------------------------------
