@@ -68,11 +68,11 @@ def held(repo: Repository) -> set[CidBytes]:
 
 @contextmanager
 def reads(monkeypatch: pytest.MonkeyPatch, blocks: BlockStore) -> Iterator[list[CidBytes]]:
-    """Collect the CIDs of the blocks that are read from a local place."""
+    """Collect the CIDs of the blocks that are read from a local place, whoever opened it."""
     real, found = LocalBlocks._read, []
 
     def read(self: LocalBlocks, cid: CidBytes) -> bytes | None:
-        if self is blocks:
+        if self.location == blocks.location:
             found.append(cid)
         return real(self, cid)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from syncing import commit, contents, grid, held, reads
 
 from cas_zarr.blocks.local import LocalBlocks
 from cas_zarr.blocks.memory import MemoryBlocks
-from cas_zarr.cid import format_cid
+from cas_zarr.cid import DAG_CBOR, codec_of, format_cid
 from cas_zarr.errors import (
     BlockNotFoundError,
     CasZarrError,
@@ -150,6 +152,35 @@ def test_what_is_there_by_chance_is_not_taken_for_a_tree(
     everything = {cid for _, cid in reachable(target, root)}
     assert all(target.has(cid) for cid in everything)
     assert copied.blocks == len(everything) - len(some)
+
+
+def test_commits_that_are_there_by_chance_are_not_taken_for_versions(
+    source: Repository, tmp_path: Path
+) -> None:
+    target = Repository.open(tmp_path / "target", create=True)
+    for cid in ancestors(source, "main"):
+        target.blocks.put(cid, source.blocks.get(cid))
+    target.blocks.flush()
+    fetch(target, source)
+    assert target.verify(data=True).ok
+    assert contents(target, "fetched/main") == contents(source)
+    assert contents(target, "fetched/main~2") == contents(source, "main~2")
+
+
+@pytest.mark.parametrize("depth", [None, 1])
+def test_each_of_many_versions_costs_what_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int | None
+) -> None:
+    source = Repository.open(tmp_path / "source", create=True)
+    commit(source, grid("a", 64), "first")
+    copy = clone(source, tmp_path / "copy")
+    for i in range(4):
+        commit(source, {f"a/c/{i}/{i}": b"%4d" % i}, f"{i}")
+    with reads(monkeypatch, source.blocks) as seen:
+        report = fetch(copy, depth=depth)
+    # of 8 leaf pages one that changed is read, for each version that comes
+    assert report.blocks == (16 if depth is None else 7)
+    assert len([cid for cid in seen if codec_of(cid) == DAG_CBOR]) <= (10 if depth is None else 4)
 
 
 def test_a_flipped_bit_never_arrives_and_the_rest_comes_when_it_is_mended(
@@ -535,22 +566,21 @@ def littered(source: Repository, tmp_path: Path) -> Repository:
     return target
 
 
-def _sweep(target: Repository) -> None:
-    with Collection(target, log_age=timedelta(0)) as collection:
-        collection.mark()
-        collection.sweep(timedelta(0))
-
-
-def _condemn(target: Repository) -> None:
+@contextmanager
+def _collection(target: Repository) -> Iterator[None]:
+    """Condemn, mark again, let something happen, and sweep."""
+    target.refs.trim_log(1 << 62)
     with Collection(target, log_age=timedelta(0)) as collection:
         collection.mark()
         assert collection.publish()
+        collection.mark()
+        yield
+        assert collection.sweep(timedelta(0)).blocks
 
 
 def test_what_is_condemned_is_not_relied_on(source: Repository, littered: Repository) -> None:
-    _condemn(littered)
-    push(source, littered, branches="side")
-    _sweep(littered)
+    with _collection(littered):
+        push(source, littered, branches="side")
     assert littered.verify(data=True).ok
     assert _same(source, littered, "side", "main")
 
@@ -562,16 +592,19 @@ def test_what_is_condemned_during_a_push_is_not_relied_on(
     real = getattr(Placer, call)
 
     def late(self: Placer, *args: Any, **kwargs: Any) -> None:
-        if args[0] in ("side", "side-tag"):
-            littered.refs.trim_log(1 << 62)
-            _condemn(littered)
-        real(self, *args, **kwargs)
+        with _collection(littered) if args[0] in ("side", "side-tag") else nullcontext():
+            real(self, *args, **kwargs)
 
     monkeypatch.setattr(Placer, call, late)
-    push(source, littered, branches="main" if call == "set_tag" else "side", tags=["side-tag"])
-    _sweep(littered)
+    push(
+        source,
+        littered,
+        branches="main" if call == "set_tag" else "side",
+        tags=["side-tag"] if call == "set_tag" else [],
+    )
     assert littered.verify(data=True).ok
-    assert contents(littered, "side-tag") == contents(source, "side")
+    version = "side-tag" if call == "set_tag" else "side"
+    assert contents(littered, version) == contents(source, "side")
 
 
 def test_what_is_swept_during_a_push_is_missed_and_copied_by_the_next(
@@ -580,8 +613,8 @@ def test_what_is_swept_during_a_push_is_missed_and_copied_by_the_next(
     real = Placer.branch
 
     def late(self: Placer, name: str, *args: Any, **kwargs: Any) -> None:
-        _condemn(littered)
-        _sweep(littered)
+        with _collection(littered):
+            pass
         real(self, name, *args, **kwargs)
 
     with monkeypatch.context() as patch:
