@@ -410,6 +410,13 @@ class MemoryGCMachine(GCMachine):
 
 
 TestFolder = GCMachine.TestCase
-TestFolder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFolder.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestMemory = MemoryGCMachine.TestCase
 TestMemory.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.slow
+class TestLong(GCMachine.TestCase):  # type: ignore[misc, name-defined]
+    """More of the same."""
+
+    settings = settings(max_examples=600, stateful_step_count=50, deadline=None)
