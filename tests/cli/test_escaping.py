@@ -80,7 +80,7 @@ def test_what_could_steer_a_terminal_is_escaped(
         assert result.out + result.err, arguments
         assert "\x1b" not in result.out + result.err, arguments
         assert "\x07" not in result.out + result.err, arguments
-    assert command("merge", nasty, "trial~1").out.count("conflict: ") >= 2
+    assert command("merge", nasty, "trial~1").out.count("conflict: ") == 1
 
 
 def test_json_is_json_whatever_is_in_it(nasty: Path, command: Command) -> None:
