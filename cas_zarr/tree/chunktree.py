@@ -42,6 +42,9 @@ class Value(NamedTuple):
     cid: CidBytes
     size: int
 
+    def __repr__(self) -> str:
+        return f"Value(cid={format_cid(self.cid)}, size={self.size})"
+
     def text(self) -> str:
         """Return its DAG-JSON."""
         return f'{{"cid":{{"/":"{format_cid(self.cid)}"}},"size":{self.size}}}'

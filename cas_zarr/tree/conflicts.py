@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+from cas_zarr.cid import ReadableCids
 from cas_zarr.errors import ConflictError, InvalidArgumentError
 from cas_zarr.tree.fields import Side
 from cas_zarr.tree.keys import chunk_key
@@ -19,8 +20,8 @@ _SIDES: Final = ("base", "ours", "theirs")
 _SHOWN: Final = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Conflict:
+@dataclass(frozen=True, slots=True, repr=False)
+class Conflict(ReadableCids):
     """One thing that both sides changed, to different values.
 
     Attributes
