@@ -11,54 +11,32 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict
 from itertools import islice, product
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 
-from benchmarks.report import (
-    describe_machine,
-    folder_bytes,
-    format_seconds,
-    machine_line,
-    table,
-    write_json,
+from benchmarks.parts import (
+    ARRAY,
+    Figure,
+    chunk_keys,
+    clock,
+    document,
+    drop_cached_files,
+    figure_table,
+    medians,
+    run_part,
+    timed,
 )
+from benchmarks.report import describe_machine, folder_bytes, machine_line, write_json
 
 __all__ = ["main"]
-
-_ARRAY = "data"
-_DOCUMENT = {
-    "zarr_format": 3,
-    "node_type": "array",
-    "data_type": "uint64",
-    "fill_value": 0,
-    "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-    "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One line of the result: a quantity, its unit and the bar it must stay under."""
-
-    what: str
-    value: float
-    unit: str
-    limit: float | None = None
-    note: str = ""
-
-    @property
-    def met(self) -> bool | None:
-        return None if self.limit is None else self.value <= self.limit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,12 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(dir=folder, prefix="cas-zarr-benchmark-") as place:
             for part in _PARTS:
                 os.sync()
-                figures += _child(part, Path(place), options.side)
+                figures += run_part(
+                    "benchmarks.tree", part, ["--folder", place, "--side", str(options.side)]
+                )
                 print(f"round {number + 1}/{options.rounds}: {part} done", flush=True)
         rounds.append(figures)
-    figures = [_median(same) for same in zip(*rounds, strict=True)]
+    figures = medians(rounds)
     print()
-    print(_table(figures))
+    print(figure_table("a million chunks", figures))
     full = options.side == 100
     path = write_json(
         options.name,
@@ -112,37 +92,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _child(part: str, folder: Path, side: int) -> list[Figure]:
-    """Run one part in a fresh process and return its figures."""
-    command = [sys.executable, "-m", "benchmarks.tree", "--part", part]
-    command += ["--folder", str(folder), "--side", str(side)]
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"part {part} failed with exit status {done.returncode}")
-    return [Figure(**figure) for figure in json.loads(done.stdout)]
-
-
-def _median(same: tuple[Figure, ...]) -> Figure:
-    first = same[0]
-    value = statistics.median(figure.value for figure in same)
-    return Figure(first.what, value, first.unit, first.limit, first.note)
-
-
-def _table(figures: list[Figure]) -> str:
-    rows = []
-    for figure in figures:
-        limit = "" if figure.limit is None else _quantity(figure.limit, figure.unit)
-        verdict = {None: "", True: "met", False: "MISSED"}[figure.met]
-        rows.append(
-            [figure.what, _quantity(figure.value, figure.unit), limit, verdict, figure.note]
-        )
-    return table(["a million chunks", "reached", "at most", "", ""], rows)
-
-
-def _quantity(value: float, unit: str) -> str:
-    return format_seconds(value) if unit == "s" else f"{value:,.0f} {unit}"
-
-
 # -- the parts: each runs in a process of its own -----------------------------------------------
 
 
@@ -163,9 +112,9 @@ def _bulk(folder: Path, side: int) -> list[Figure]:
     sizes = np.full(count, 16, np.uint64)
     with LocalBlocks(folder / "bulk", create=True) as blocks:
         reader = PageReader(blocks)
-        with _clock() as building:
+        with clock() as building:
             build(reader, BLAKE3, chunk_table(encode(coordinates), links, sizes, 3), 3)
-        with _clock() as flushing:
+        with clock() as flushing:
             blocks.flush()
     return [
         Figure("bulk fill of the tree", building(), "s", 0.5, "links given, pages written"),
@@ -178,17 +127,17 @@ def _fill(folder: Path, side: int) -> list[Figure]:
     from cas_zarr import Repository
 
     count = side**3
-    keys = _keys(side)
+    keys = chunk_keys(side)
     values = [number.to_bytes(16, "little") for number in range(count)]
     repository = Repository.open(folder / "repo", create=True)
     session = repository.session("main")
     mapping = session.mapping
-    mapping.set_value(f"{_ARRAY}/zarr.json", _document(side))
+    mapping.set_value(f"{ARRAY}/zarr.json", document(side))
     set_value = mapping.set_value
-    with _clock() as filling:
+    with clock() as filling:
         for key, value in zip(keys, values, strict=True):
             set_value(key, value)
-    with _clock() as committing:
+    with clock() as committing:
         session.commit("a million chunks")
     stored = folder_bytes(folder / "repo")
 
@@ -197,11 +146,11 @@ def _fill(folder: Path, side: int) -> list[Figure]:
         key = keys[(number * 49_999 + 7) % count]
         set_value(key, (count + number).to_bytes(16, "little"))
         before = _bytes_written()
-        with _clock() as once:
+        with clock() as once:
             session.commit("one chunk")
         seconds.append(once())
         written.append(_bytes_written() - before)
-    with _clock() as again:
+    with clock() as again:
         for key, value in zip(keys[:100_000], values[:100_000], strict=True):
             set_value(key, value)
     repository.close()
@@ -229,7 +178,7 @@ def _open(folder: Path, side: int) -> list[Figure]:
 
     from cas_zarr import CASStore, Repository
 
-    key = f"{_ARRAY}/c/{side // 2}/{side // 3}/{side // 5}"
+    key = f"{ARRAY}/c/{side // 2}/{side // 3}/{side // 5}"
     packs = folder / "repo"
 
     def mapping() -> None:
@@ -238,25 +187,25 @@ def _open(folder: Path, side: int) -> list[Figure]:
 
     def array() -> None:
         store = CASStore(packs, version="main")
-        zarr.open_array(store, path=_ARRAY, mode="r")[side - 1, side - 1, 0]
+        zarr.open_array(store, path=ARRAY, mode="r")[side - 1, side - 1, 0]
 
-    _drop_cached_files(packs)
-    first = _timed(mapping)
-    cold = statistics.median(_timed(mapping) for _ in range(20))
-    _timed(array)
-    through_zarr = statistics.median(_timed(array) for _ in range(20))
+    drop_cached_files(packs)
+    first = timed(mapping)
+    cold = statistics.median(timed(mapping) for _ in range(20))
+    timed(array)
+    through_zarr = statistics.median(timed(array) for _ in range(20))
     with closing(Repository.open(packs, read_only=True)) as repository:
         opened = repository.at("main")
-        with _clock() as listing:
-            listed = sum(1 for _ in islice(opened.list_keys(f"{_ARRAY}/"), 100_000))
+        with clock() as listing:
+            listed = sum(1 for _ in islice(opened.list_keys(f"{ARRAY}/"), 100_000))
         expected = min(100_000, side**3 + 1)
         if listed != expected:
             raise SystemExit(f"listed {listed} keys where {expected} were expected")
-        with _clock() as sizing:
-            opened.prefix_size(f"{_ARRAY}/")
-        series = [f"{_ARRAY}/c/{time}/{side // 2}/{side // 2}" for time in range(side)]
+        with clock() as sizing:
+            opened.prefix_size(f"{ARRAY}/")
+        series = [f"{ARRAY}/c/{time}/{side // 2}/{side // 2}" for time in range(side)]
         fresh = repository.at("main")
-        with _clock() as reading:
+        with clock() as reading:
             for chunk in series:
                 fresh.get_value(chunk)
     return [
@@ -276,11 +225,11 @@ def _memory(folder: Path, side: int) -> list[Figure]:
     def run(name: str, side_: int, probe: Callable[[], int]) -> float:
         with closing(Repository.open(folder / name, create=True)) as repository:
             session = repository.session("main")
-            session.mapping.set_value(f"{_ARRAY}/zarr.json", _document(side_))
-            session.mapping.set_value(f"{_ARRAY}/c/0/0/0", b"warm")
+            session.mapping.set_value(f"{ARRAY}/zarr.json", document(side_))
+            session.mapping.set_value(f"{ARRAY}/c/0/0/0", b"warm")
             before = probe()
             for number, (i, j, k) in enumerate(product(range(side_), repeat=3)):
-                session.mapping.set_value(f"{_ARRAY}/c/{i}/{j}/{k}", number.to_bytes(16, "little"))
+                session.mapping.set_value(f"{ARRAY}/c/{i}/{j}/{k}", number.to_bytes(16, "little"))
             grown = (probe() - before) / side_**3
             session.flush()
             return grown
@@ -302,30 +251,6 @@ _PARTS: dict[str, Callable[[Path, int], list[Figure]]] = {
 }
 
 
-def _keys(side: int) -> list[str]:
-    return [f"{_ARRAY}/c/{i}/{j}/{k}" for i, j, k in product(range(side), repeat=3)]
-
-
-def _document(side: int) -> bytes:
-    chunks = {"name": "regular", "configuration": {"chunk_shape": [1, 1, 2]}}
-    shape = [side, side, 2 * side]
-    return json.dumps({**_DOCUMENT, "shape": shape, "chunk_grid": chunks}).encode()
-
-
-@contextmanager
-def _clock() -> Iterator[Callable[[], float]]:
-    start = perf_counter()
-    stop = start
-    yield lambda: stop - start
-    stop = perf_counter()
-
-
-def _timed(function: Callable[[], None]) -> float:
-    start = perf_counter()
-    function()
-    return perf_counter() - start
-
-
 def _bytes_written() -> int:
     """Return the bytes that this process handed to write system calls so far."""
     counters = Path("/proc/self/io")
@@ -340,15 +265,6 @@ def _resident() -> int:
     if not status.exists():
         return 0
     return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _drop_cached_files(folder: Path) -> None:
-    """Ask the kernel to forget the pages of all files below `folder`."""
-    os.sync()
-    for path in folder.rglob("*"):
-        if path.is_file() and hasattr(os, "posix_fadvise"):
-            with path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 if __name__ == "__main__":
