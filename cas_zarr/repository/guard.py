@@ -26,6 +26,7 @@ from cas_zarr.cid import DAG_CBOR, CidBytes, codec_of, format_cid
 from cas_zarr.codecs import dagjson
 from cas_zarr.errors import BlockNotFoundError, CasZarrError, FormatError, StorageError
 from cas_zarr.repository.commit import Commit
+from cas_zarr.repository.records import seal, unseal
 from cas_zarr.repository.refs import Branch, Refs, Tag
 from cas_zarr.tree.walk import reachable
 
@@ -71,9 +72,7 @@ class CollectionRecord:
     def to_bytes(self) -> bytes:
         """Return the record as canonical DAG-JSON."""
         lists: list[dagjson.Value] = [{"name": one.name, "time": one.time} for one in self.lists]
-        return dagjson.encode(
-            {"type": _TYPE, "version": _VERSION, "epoch": self.epoch, "lists": lists}
-        )
+        return seal({"type": _TYPE, "version": _VERSION, "epoch": self.epoch, "lists": lists})
 
     @classmethod
     def from_bytes(cls, data: bytes | None) -> Self:
@@ -81,7 +80,7 @@ class CollectionRecord:
         if data is None:
             return cls()
         try:
-            value = dagjson.decode(data)
+            value = unseal(data)
             if not isinstance(value, dict) or value.get("type") != _TYPE:
                 raise FormatError("it is none")
             if value.get("version") != _VERSION:

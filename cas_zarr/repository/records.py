@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from cas_zarr.cid import DAG_CBOR, DAG_JSON, CidBytes, Link, ReadableCids, codec_of, format_cid
+from cas_zarr.cid import (
+    BLAKE3,
+    DAG_CBOR,
+    DAG_JSON,
+    CidBytes,
+    Link,
+    ReadableCids,
+    codec_of,
+    format_cid,
+)
 from cas_zarr.codecs import dagjson
 from cas_zarr.errors import FormatError, InvalidCIDError
 
-__all__ = ["MAX_REF_BYTES", "Branch", "Tag", "link_of"]
+__all__ = ["MAX_REF_BYTES", "Branch", "Tag", "link_of", "seal", "unseal"]
 
 REF_VERSION = 1
 MAX_REF_BYTES = 4096
@@ -81,6 +91,27 @@ def _record(data: bytes, kind: str, fields: set[str]) -> dict[str, Any]:
     if set(value) != fields | {"type", "version"}:
         raise FormatError("it has missing or unknown fields")
     return value
+
+
+def seal(value: Mapping[str, dagjson.Value]) -> bytes:
+    """Return a record as canonical DAG-JSON with a check, so that any flipped bit is noticed.
+
+    The field ``check`` is 32 hex digits: 16 bytes of the BLAKE3 of the record without it. Records
+    of branches and tags need none: another CID in them is that of a block which nobody has.
+    """
+    return dagjson.encode({**value, "check": _check(value)})
+
+
+def unseal(data: bytes) -> Any:
+    """Return the record that `seal` made these bytes of; FormatError if they are others."""
+    value = dagjson.decode(data)
+    if isinstance(value, dict) and value.pop("check", None) != _check(value):
+        raise FormatError("its bytes do not match its check")
+    return value
+
+
+def _check(value: Mapping[str, dagjson.Value]) -> str:
+    return BLAKE3.digest(dagjson.encode(dict(value)))[:16].hex()
 
 
 def link_of(value: object, codec: int) -> CidBytes | None:

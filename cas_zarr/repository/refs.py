@@ -18,7 +18,6 @@ from enum import Enum
 from typing import Literal, TypeVar
 
 from cas_zarr.cid import DAG_CBOR, CidBytes, Link, format_cid
-from cas_zarr.codecs import dagjson
 from cas_zarr.errors import (
     ConflictError,
     FormatError,
@@ -28,7 +27,7 @@ from cas_zarr.errors import (
     ReadOnlyError,
 )
 from cas_zarr.repository.names import check_name
-from cas_zarr.repository.records import MAX_REF_BYTES, Branch, Tag, link_of
+from cas_zarr.repository.records import MAX_REF_BYTES, Branch, Tag, link_of, seal, unseal
 from cas_zarr.repository.reflog import RefMove, mended, read_lines, without
 
 __all__ = [
@@ -593,7 +592,7 @@ def _is_record(data: bytes) -> bool:
 def _shallow_to(commits: Set[CidBytes]) -> bytes | None:
     if not commits:
         return None
-    data = dagjson.encode(
+    data = seal(
         {
             "type": SHALLOW_TYPE,
             "version": SHALLOW_VERSION,
@@ -611,7 +610,7 @@ def _shallow_to(commits: Set[CidBytes]) -> bytes | None:
 def _shallow_from(data: bytes) -> frozenset[CidBytes]:
     if len(data) > MAX_SHALLOW_BYTES:
         raise FormatError(f"it has more than {MAX_SHALLOW_BYTES} bytes")
-    value = dagjson.decode(data)
+    value = unseal(data)
     if not isinstance(value, dict) or set(value) != {"type", "version", "commits"}:
         raise FormatError("it has missing or unknown fields")
     version = value["version"]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Self
 
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.tiered import TieredBlocks
-from cas_zarr.codecs import dagjson
 from cas_zarr.errors import CasZarrError, ConflictError, FormatError, InvalidArgumentError
+from cas_zarr.repository.records import seal, unseal
 from cas_zarr.repository.refs import Refs
 from cas_zarr.repository.selection import Part, parse_part
 from cas_zarr.repository.versions import not_found
@@ -67,7 +67,7 @@ class Remote:
 
     def to_block(self) -> bytes:
         """Return the record as canonical DAG-JSON."""
-        return dagjson.encode(
+        return seal(
             {
                 "type": REMOTE_TYPE,
                 "version": REMOTE_VERSION,
@@ -79,7 +79,7 @@ class Remote:
     @classmethod
     def from_block(cls, name: str, data: bytes) -> Self:
         """Read a record; FormatError if it is none."""
-        value = dagjson.decode(data)
+        value = unseal(data)
         if not isinstance(value, dict) or value.get("type") != REMOTE_TYPE:
             raise FormatError("it is no record of a remote")
         version = value.get("version")
