@@ -37,7 +37,7 @@ from cas_zarr.errors import (
 )
 from cas_zarr.parallel import map_ordered
 
-__all__ = ["MAX_BLOCK_SIZE", "BlockStore"]
+__all__ = ["MAX_BLOCK_SIZE", "BlockStore", "checked"]
 
 MAX_BLOCK_SIZE = 2 * 1024 * 1024
 """Largest block that is read or written, in bytes: peers of IPFS refuse more."""
@@ -194,7 +194,7 @@ class BlockStore(ABC):
     @final
     def has(self, cid: CidLike) -> bool:
         """Tell whether a block is held."""
-        return self._has(_checked(cid))
+        return self._has(checked(cid))
 
     def has_many(self, cids: Sequence[CidLike]) -> Sequence[bool]:
         """Tell for each of many blocks whether it is held."""
@@ -209,7 +209,7 @@ class BlockStore(ABC):
         BlockNotFoundError
             If it is not held.
         """
-        key = _checked(cid)
+        key = checked(cid)
         size = self._size(key)
         if size is None:
             raise self._not_found(key)
@@ -220,7 +220,7 @@ class BlockStore(ABC):
         """Forget a block. It is no error if it is not held."""
         if self.read_only:
             raise ReadOnlyError(f"{self.location} is open for reading only")
-        self._delete(_checked(cid))
+        self._delete(checked(cid))
 
     def flush(self) -> None:
         """Make every block that was put durable."""
@@ -251,8 +251,8 @@ class BlockStore(ABC):
         )
 
 
-def _checked(cid: CidLike) -> CidBytes:
-    """Return a binary CID whose hash is known here."""
+def checked(cid: CidLike) -> CidBytes:
+    """Return a binary CID whose hash is known here, quickly where it is binary already."""
     key: CidBytes = cid if type(cid) is bytes else as_cid_bytes(cid)  # type: ignore[assignment]
     if key[:-DIGEST_SIZE] not in _DIGESTS:
         hash_of(key)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cas_zarr.blocks import disk
+from cas_zarr.blocks.base import checked
 from cas_zarr.blocks.collectable import CollectableBlocks, Marks, Repacked
 from cas_zarr.blocks.condemned import Condemned
 from cas_zarr.blocks.folder import PackFolder
@@ -262,7 +263,7 @@ class LocalBlocks(CollectableBlocks):
 
         They are read in the order in which they lie; large ones in threads.
         """
-        keys = [as_cid_bytes(cid) for cid in cids]
+        keys = [checked(cid) for cid in cids]
         found = self._find_many_here([key[-KEY_SIZE:] for key in keys])
         if len(keys) < 2 or any(place is None for place in found):
             return map_ordered(self.get, keys) if len(keys) < 64 else [self.get(k) for k in keys]
@@ -281,7 +282,7 @@ class LocalBlocks(CollectableBlocks):
 
     def has_many(self, cids: Sequence[CidLike]) -> Sequence[bool]:
         """Tell for each of many blocks whether it is held."""
-        keys = [as_cid_bytes(cid)[-KEY_SIZE:] for cid in cids]
+        keys = [checked(cid)[-KEY_SIZE:] for cid in cids]
         flags = [found is not None for found in self._find_many_here(keys)]
         if not all(flags) and self._look_again():
             flags = [found is not None for found in self._find_many_here(keys)]

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TypeAlias, TypeVar
 
-from cas_zarr.blocks.base import BlockStore
+from cas_zarr.blocks.base import BlockStore, checked
 from cas_zarr.blocks.memory import MemoryBlocks
-from cas_zarr.cid import BytesLike, CidBytes, CidLike, as_cid_bytes, format_cid
+from cas_zarr.cid import BytesLike, CidBytes, CidLike, format_cid
 from cas_zarr.errors import (
     BlockNotFoundError,
     CorruptBlockError,
@@ -94,7 +94,7 @@ class TieredBlocks(BlockStore):
 
         What is not here is fetched in one go from each place behind that has it.
         """
-        keys = [as_cid_bytes(cid) for cid in cids]
+        keys = [checked(cid) for cid in cids]
         held = self.local.has_many(keys)
         missing = [key for key, here in zip(keys, held, strict=True) if not here]
         fetched: dict[CidBytes, bytes] = {}
@@ -121,7 +121,7 @@ class TieredBlocks(BlockStore):
 
     def has_many(self, cids: Sequence[CidLike]) -> Sequence[bool]:
         """Tell for each of many blocks whether it is held here or behind."""
-        keys = [as_cid_bytes(cid) for cid in cids]
+        keys = [checked(cid) for cid in cids]
         flags = list(self.local.has_many(keys))
 
         def look(place: BlockStore) -> bool | None:

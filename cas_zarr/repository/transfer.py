@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeAlias
 
-from cas_zarr.blocks.base import BlockStore
-from cas_zarr.cid import RAW, CidBytes, CidLike, as_cid_bytes, codec_of
+from cas_zarr.blocks.base import BlockStore, checked
+from cas_zarr.cid import RAW, CidBytes, CidLike
 from cas_zarr.errors import StorageError
 from cas_zarr.repository.remotes import local_blocks
 from cas_zarr.repository.selection import Part, ReadOnlyBlocks, part_blocks
@@ -36,6 +36,7 @@ _READ = 32  # blocks in memory at once: one has at most 2 MiB
 _FLUSH_BLOCKS = 1 << 14
 _FLUSH_BYTES = 256 << 20
 _RECENT_BYTES = 32 << 20
+_RAW = bytes([1, RAW])  # what the CID of a raw block begins with
 
 
 class Copier:
@@ -153,7 +154,7 @@ class _Recent(ReadOnlyBlocks):
         return data
 
     def get_many(self, cids: Sequence[CidLike]) -> Sequence[bytes]:
-        keys = [as_cid_bytes(cid) for cid in cids]
+        keys = [checked(cid) for cid in cids]
         others = [cid for cid in keys if cid not in self._kept]
         read = dict(zip(others, self._blocks.get_many(others), strict=True))
         out = [read[cid] if cid in read else self.get(cid) for cid in keys]
@@ -171,7 +172,7 @@ class _Recent(ReadOnlyBlocks):
         return self._blocks.size(cid)
 
     def _keep(self, cid: CidBytes, data: bytes) -> None:
-        if codec_of(cid) == RAW or cid in self._kept:
+        if cid.startswith(_RAW) or cid in self._kept:
             return
         self._kept[cid] = data
         self._held += len(data)
