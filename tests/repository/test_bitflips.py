@@ -149,6 +149,28 @@ def test_some_flipped_bits(whole: tuple[Path, Model]) -> None:
     assert attempt(path, model, chosen) == []
 
 
+def test_flipped_bits_in_the_other_records(whole: tuple[Path, Model], tmp_path: Path) -> None:
+    """Of a remote and what is known of it, of a history that was cut, and of a collection."""
+    clone = tmp_path / "clone"
+    repo = Repository.clone(whole[0], clone, depth=1)
+    session = repo.session()
+    session.prepare().set_value("junk", b"junk")
+    session.flush()
+    session.prepare().set_value("junk", b"other")
+    session.commit("three")
+    repo.refs.trim_log(1 << 62)
+    repo.gc()
+    model = {"main": read(repo, "main")}
+    repo.close()
+    names = {file.name for file in files(clone)}
+    assert {"gc", "origin", "shallow", "main"} <= names
+    assert any(name.endswith(".condemned") for name in names)
+    for file in files(clone):
+        file.chmod(0o644)
+    flips = [flip for flip in all_flips(clone) if not flip[0].endswith(".car")]
+    assert attempt(clone, model, random.Random(2).sample(flips, 150)) == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_bit(whole: tuple[Path, Model], tmp_path: Path) -> None:
