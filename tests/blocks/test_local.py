@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cas_zarr.blocks.local import LocalBlocks
-from cas_zarr.testing import BlockStoreSuite
+from cas_zarr.testing import BlockStoreSuite, CollectableBlocksSuite
 
 
 class TestLocalBlocks(BlockStoreSuite):
@@ -14,3 +14,8 @@ class TestLocalBlocks(BlockStoreSuite):
 
     def reopen(self, folder: Path, *, read_only: bool = False) -> LocalBlocks:
         return LocalBlocks(folder / "packs", read_only=read_only)
+
+
+class TestCollectableLocalBlocks(CollectableBlocksSuite):
+    def make_store(self, folder: Path) -> LocalBlocks:
+        return LocalBlocks(folder / "packs", create=True)
