@@ -11,7 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from cas_zarr.cid import DAG_JSON, CidBytes, CidLike, HashFunction, as_cid_bytes, cid_of, format_cid
+from cas_zarr.cid import (
+    DAG_JSON,
+    CidBytes,
+    CidLike,
+    HashFunction,
+    ReadableCids,
+    as_cid_bytes,
+    cid_of,
+    format_cid,
+)
 from cas_zarr.errors import ConflictError, InvalidArgumentError, ReadOnlyError
 from cas_zarr.repository.arrays import ArrayFunction, by_arrays
 from cas_zarr.repository.commit import Commit
@@ -44,8 +53,8 @@ Resolve: TypeAlias = "Literal['ours', 'theirs', 'base'] | ArrayFunction"
 Kind: TypeAlias = Literal["already", "fast-forward", "merge", "cherry-pick", "revert", "rebase"]
 
 
-@dataclass(frozen=True, slots=True)
-class MergeResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class MergeResult(ReadableCids):
     """Where a branch stands after a merge, and what became of it.
 
     Attributes
@@ -73,8 +82,8 @@ class MergeResult:
     commits: tuple[CidBytes, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+@dataclass(frozen=True, slots=True, repr=False)
+class Head(ReadableCids):
     """A branch as it was read: its record, its commit and the root of that."""
 
     record: Branch | None

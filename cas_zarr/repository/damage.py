@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cas_zarr.blocks.packcheck import PackFault
-from cas_zarr.cid import CidBytes, format_cid
+from cas_zarr.cid import CidBytes, ReadableCids, format_cid
 
 __all__ = ["MAX_LISTED", "Box", "Damage", "HurtArray", "VerifyReport"]
 
@@ -17,8 +17,8 @@ Box = tuple[tuple[int, int], ...]
 """For each dimension where it begins, and where it has ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Damage:
+@dataclass(frozen=True, slots=True, repr=False)
+class Damage(ReadableCids):
     """Something that is not what it should be.
 
     Attributes
