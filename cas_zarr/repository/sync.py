@@ -198,7 +198,18 @@ def clone(
             _claim(made, origin, parts)
             placer = Placer(made)
             alone = branches is None and depth is None
-            _fetch(made, origin, ORIGIN, chosen, depth, parts, progress, placer, all_tags=alone)
+            _fetch(
+                made,
+                origin,
+                ORIGIN,
+                chosen,
+                depth,
+                parts,
+                progress,
+                placer,
+                all_tags=alone,
+                works=True,
+            )
             for name, record in chosen.items():
                 placer.begin(name, _as_cloned(origin, record), why=f"clone {origin.location}")
         finally:
@@ -256,8 +267,12 @@ def _fetch(
     placer: Placer,
     *,
     all_tags: bool = False,
+    works: bool = False,
 ) -> SyncReport:
-    """Copy branches, and the tags whose commits come; note where the branches are."""
+    """Copy branches, and the tags whose commits come; note where the branches are.
+
+    With `works`, the working roots of branches that have no commit are copied, too.
+    """
     if depth is not None and depth < 1:
         raise InvalidArgumentError(f"depth {depth} is no number of commits; give 1 or more")
     commits = {name: r.commit for name, r in chosen.items() if r.commit is not None}
@@ -267,7 +282,7 @@ def _fetch(
     with Copier(origin.blocks, repo.blocks, progress) as copier:
         steps = _copy_history(copier, origin, known, tips, depth, parts)
         for record in chosen.values():
-            if record.commit is None and record.work is not None and all_tags:
+            if works and record.commit is None and record.work is not None:
                 copier.tree(record.work, parts=parts)
     placer.cut(steps)
     for name, commit in commits.items():

@@ -234,6 +234,10 @@ def test_uncommitted_work_stays_behind_unless_there_is_nothing_else(tmp_path: Pa
     assert list(copy.session("never").mapping) == ["work/zarr.json"]
     with pytest.raises(InvalidArgumentError, match="no commit yet"):
         push(copy, branches="never")
+    for name, options in {"one": {"depth": 1}, "two": {"branches": ["never"]}}.items():
+        copy = clone(source, tmp_path / name, **options)  # type: ignore[arg-type]
+        assert contents(copy, copy.refs.branch("never").work) == {"work/zarr.json": b"{}"}  # type: ignore[union-attr,arg-type]
+        assert copy.verify(data=True).ok
 
 
 def test_where_something_else_is_nothing_is_cloned(source: Repository, tmp_path: Path) -> None:
