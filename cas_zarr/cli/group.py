@@ -6,6 +6,7 @@ usage, 130 interrupted.
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -114,9 +115,21 @@ def run(arguments: Sequence[str]) -> int:
         sys.stderr.close()
         return 1
     except errors.CasZarrError as error:
-        click.echo(f"error: {printable(str(error))}", err=True)
+        click.echo(f"error: {printable(_as_options(str(error), arguments))}", err=True)
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _as_options(text: str, arguments: Sequence[str]) -> str:
+    """Return a message with the options of the command in place of arguments in Python."""
+    command = cli.commands.get(arguments[0]) if arguments else None
+    for parameter in command.params if command is not None else ():
+        if isinstance(parameter, click.Option):
+            option = max(parameter.opts, key=len)
+            found = r"True\b" if parameter.is_flag else r"(?=\w)"
+            given = option if parameter.is_flag else f"{option} "
+            text = re.sub(rf"\b{re.escape(str(parameter.name))}={found}", given, text)
+    return text
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

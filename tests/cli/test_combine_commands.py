@@ -132,6 +132,10 @@ def test_cherry_pick_and_revert(trial: Path, command: Command, done: Command, wr
     assert (values(trial)[0, 0], values(trial)[0, 5]) == (0, 9)
     refused = command("cherry-pick", trial, "nothing")
     assert (refused.code, refused.out) == (1, "")
+    done("merge", trial, "trial")
+    refused = command("revert", trial, "main")
+    assert "is a merge of 2 parents; pass --parent 1 for" in refused.err
+    done("revert", trial, "main", "--parent", 1)
 
 
 def test_rebase(trial: Path, done: Command) -> None:
@@ -163,6 +167,7 @@ def test_copies_and_moves(weather: Path, command: Command, done: Command) -> Non
     assert done("cid", weather).out.strip() == copied["root"]
     taken = command("cp", weather, "t2m", "backup/t2m")
     assert taken.code == 1
+    assert "pass --overwrite to replace it" in taken.err
     done("cp", weather, "t2m", "backup/t2m", "--overwrite")
     done("mv", weather, "t2m", "/air/")
     assert done("cid", weather, "air").out.strip() == cid

@@ -202,7 +202,8 @@ def test_reset_and_back_by_the_reflog(
     write((1, 1), 6)
     refused = command("reset", weather, "main", "main~1")
     assert refused.code == 1
-    assert "work" in refused.err
+    assert "has work that no commit has" in refused.err
+    assert "pass --force to drop it" in refused.err  # as it is said here, not in Python
     done("reset", weather, "main", "main~1", "--force")
     assert messages(done, weather) == ["first import"]
 
