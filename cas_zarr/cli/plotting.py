@@ -194,7 +194,10 @@ def _draw_one(figure: Any, axes: Any, one: ChunkMap, picture: Picture) -> None:
         bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         bar.ax.tick_params(labelsize=8)
         word = "differ" if kind == CHANGED else _NAMES[kind]
-        bar.set_label(f"of the chunks {word}", fontsize=8)
+        hidden = [axis for axis in range(len(one.grid)) if axis not in picture.axes]
+        behind = [_name_of(one, axis) for axis in hidden if one.grid[axis] > 1]
+        where = f" along {' and '.join(behind)}" if behind else " in a cell"
+        bar.set_label(_end_of(f"of the chunks{where} {word}", 48), fontsize=8)
     else:
         axes.imshow(
             cells,
@@ -223,11 +226,14 @@ def _label(axes: Any, one: ChunkMap, picture: Picture) -> None:
     for side, axis, by in zip(
         sides[-len(picture.axes) :], picture.axes, picture.step, strict=False
     ):
-        name = one.names[axis] if axis < len(one.names) else ""
-        side.set_label_text(f"{_end_of(name or f'dimension {axis}', 24)} (chunk)", fontsize=8)
+        side.set_label_text(f"{_end_of(_name_of(one, axis), 24)} (chunk)", fontsize=8)
         ticks = range(0, max(one.grid[axis], 1), _even(one.grid[axis]))
         side.set_ticks([(tick + 0.5) / by - 0.5 for tick in ticks], [f"{tick:,}" for tick in ticks])
         side.set_tick_params(labelsize=8)
+
+
+def _name_of(one: ChunkMap, axis: int) -> str:
+    return (one.names[axis] if axis < len(one.names) else "") or f"dimension {axis}"
 
 
 def _even(length: int) -> int:
