@@ -11,15 +11,15 @@ from pathlib import Path
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
-def test_the_example_runs(tmp_path: Path) -> None:
-    code = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[0]
+def test_the_examples_run(tmp_path: Path) -> None:
+    first, second = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[:2]
     subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", first + second],
         cwd=tmp_path,
         check=True,
         env={**os.environ, "PYTHONWARNINGS": "error"},
     )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["weather.cas"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["monday.cas", "weather.cas"]
 
 
 def test_its_links_lead_somewhere() -> None:
