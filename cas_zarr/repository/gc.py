@@ -327,6 +327,8 @@ class Collection:
             self._cutoff = self._clock() - self._log_age // _MICROSECOND
             if not self._dry_run:
                 self._refs.trim_log(self._cutoff)
+                _, state = self._state()  # what is on a list shall not be merged from here on
+                self._blocks.avoid([one for one, _ in self._read(state)], state.epoch)
             # First the blocks, then the refs: a block that is put after this is not judged, and
             # a ref that leads to one that is judged has been moved by one who looked at the lists.
             self.marks = self._blocks.survey()

@@ -410,7 +410,7 @@ class MemoryGCMachine(GCMachine):
 
 
 TestFolder = GCMachine.TestCase
-TestFolder.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestFolder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestMemory = MemoryGCMachine.TestCase
 TestMemory.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 
@@ -419,4 +419,4 @@ TestMemory.settings = settings(max_examples=40, stateful_step_count=40, deadline
 class TestLong(GCMachine.TestCase):  # type: ignore[misc, name-defined]
     """More of the same."""
 
-    settings = settings(max_examples=600, stateful_step_count=50, deadline=None)
+    settings = settings(max_examples=400, stateful_step_count=50, deadline=None)
