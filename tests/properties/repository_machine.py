@@ -39,7 +39,7 @@ __all__ = ["BRANCHES", "NODES", "TAGS", "RepositoryBase", "logged"]
 NODES = ["a", "b", "g", "g/a", "g/b", "h", "h/a"]
 BRANCHES = ["main", "dev", "exp/1"]
 TAGS = ["v1", "v2"]
-VALUES = [b"", b"x", b"y", b"z" * 700] * 4 + [b"w" * ((1 << 20) + 9)]
+VALUES = [b"", b"x", *([bytes([97 + n]) * 50 * n for n in range(2, 12)]), b"w" * ((1 << 20) + 9)]
 
 
 def _documents() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -239,8 +239,10 @@ class RepositoryBase(RuleBasedStateMachine):
                 edits.append(edit)
         with self.outlived(number):
             actor = self.actors[writer.world][writer.actor]
-            assert actor.do("edit", number, edits) == shown
+            found = actor.do("edit", number, edits)
             writer.data = shown
+        if number in self.writers:
+            assert found == shown
 
     def draw_edit(
         self, dice: random.Random, world: int, shown: Data
@@ -374,30 +376,34 @@ class RepositoryBase(RuleBasedStateMachine):
                 self.end(number)
                 return
         message = f"commit {self.next()}"
+        result = clash = None
         with self.outlived(number):
             try:
                 if commit:
                     result = actor.do("commit", number, message, when)
                 else:
                     result = actor.do("flush", number)
-            except ConflictError:
-                assert united is None
-                self.was_kept(number)
-                return
-            assert united is not None
-            assert now is not None
-            cid = now.commit
-            if commit:
-                cid = result
-                parents = () if now.commit is None else (now.commit,)
-                self.learn(writer.world, cid, parents, united, when, message)
-            else:
-                self.saw(writer.world, result, united)
-            record = Record(cid, united)
-            self.place(writer.world, writer.branch, record)
-            writer.base, writer.base_data, writer.data = record, united, dict(united)
-            if leave:
-                self.end(number)
+            except ConflictError as error:
+                clash = error
+        if number not in self.writers:
+            return
+        assert (united is None) == (clash is not None), clash
+        if united is None:
+            self.was_kept(number)
+            return
+        assert now is not None
+        cid = now.commit
+        if commit:
+            cid = result
+            parents = () if now.commit is None else (now.commit,)
+            self.learn(writer.world, cid, parents, united, when, message)
+        else:
+            self.saw(writer.world, result, united)
+        record = Record(cid, united)
+        self.place(writer.world, writer.branch, record)
+        writer.base, writer.base_data, writer.data = record, united, dict(united)
+        if leave:
+            self.end(number)
 
     def was_kept(self, number: int) -> None:
         """After a conflict: the root of the session has a name of its own."""
