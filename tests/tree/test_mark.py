@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import DAG_CBOR, DAG_JSON, DAG_PB, CidBytes, codec_of
+from cas_zarr.codecs import unixfs
 from cas_zarr.errors import BlockNotFoundError, CorruptBlockError
 from cas_zarr.mapping import CASMapping
+from cas_zarr.tree import shards
 from cas_zarr.tree.mark import Marker
 from cas_zarr.tree.walk import reachable
 
@@ -26,6 +28,13 @@ class Counted(MemoryBlocks):
     def _read(self, cid: CidBytes) -> bytes | None:
         self.reads.append(cid)
         return super()._read(cid)
+
+
+@pytest.fixture(autouse=True)
+def _deep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have shards that list shards, and file nodes that link file nodes."""
+    monkeypatch.setattr(shards, "SHARD_LIMIT", 3000)
+    monkeypatch.setattr(unixfs, "MAX_LINKS", 2)
 
 
 def _versions() -> tuple[Counted, list[CidBytes]]:
@@ -95,7 +104,7 @@ def test_what_is_missing_is_named_or_passed_over(codec: int) -> None:
         cid for _, cid in reachable(blocks, roots[0]) if codec_of(cid) == codec and cid not in roots
     ]
     assert victims
-    for victim in victims:
+    for victim in victims[:: len(victims) // 6 + 1]:
         held = blocks._blocks.pop(victim[-34:])
         with pytest.raises(BlockNotFoundError, match=r"block ba[gf]"):
             _mark(blocks, roots)
