@@ -403,8 +403,7 @@ class CASMapping(MutableMapping[str, bytes]):
                     f"{old!r} cannot be moved to {path!r}, which is the same or lies in it; give "
                     "a path outside"
                 )
-            self._graft(old, None)
-            self._graft(path, node)
+            self._graft(path, node, without=old)
 
     def attach(self, path: str, subtree: CidLike | Root, *, overwrite: bool = False) -> None:
         """Put a root, or a subtree as `cid` names it, at a path; see `copy`.
@@ -456,10 +455,16 @@ class CASMapping(MutableMapping[str, bytes]):
             )
         return path
 
-    def _graft(self, path: str, node: Node | None) -> None:
-        if node is not None and path and self._find(path) is not None:
-            self._state[1].delete(path)  # a key of the same name
-        self._adopt(graft(self._settle(), path, node))
+    def _graft(self, path: str, node: Node, *, without: str | None = None) -> None:
+        """Put a subtree at a path; all of it is done, or, where it cannot be put there, nothing."""
+        view = self._settle()
+        if without is not None:
+            view = TreeView(self._reader, graft(view, without, None))
+        if path and view.find(path) is not None:  # a key of the same name
+            changes = Changes()
+            changes.delete(path)
+            view = TreeView(self._reader, apply(view, changes))
+        self._adopt(graft(view, path, node))
 
     def _has_below(self, path: str) -> bool:
         return next(self.list_keys(f"{path}/"), None) is not None

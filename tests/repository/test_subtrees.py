@@ -192,6 +192,22 @@ def test_paths_that_cannot_be() -> None:
     assert mapping.flush() == before
 
 
+def test_a_move_that_fails_leaves_everything_where_it_was() -> None:
+    mapping = filled()
+    deep = "/".join("d" * 40)
+    mapping[f"deep/{deep}/zarr.json"] = b"{}"
+    before = mapping.flush()
+    target = "/".join("e" * 30)
+    with pytest.raises(InvalidKeyError, match="lie deeper than 64"):
+        mapping.move("deep", target)
+    assert mapping.flush() == before
+    mapping[target] = b"value"
+    before = mapping.flush()
+    with pytest.raises(InvalidKeyError, match="lie deeper than 64"):
+        mapping.copy("deep", target, overwrite=True)
+    assert mapping.flush() == before
+
+
 def test_read_only_and_strict_are_kept() -> None:
     mapping = filled()
     root = mapping.flush()
