@@ -9,14 +9,12 @@ moved meanwhile, all is done anew. Uncommitted work of the branch is carried ove
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cas_zarr.cid import CidBytes, CidLike, format_cid
 from cas_zarr.errors import (
     BlockNotFoundError,
-    ConflictError,
     InvalidArgumentError,
     VersionNotFoundError,
 )
@@ -324,7 +322,8 @@ def _root_between(mover: Mover, bases: list[CidBytes], depth: int = 0) -> CidByt
     """Return the root that two versions have in common; None if they have none.
 
     Where they were merged crosswise there are several commits that both follow, and neither tells
-    the whole: they are merged themselves, as far as they don't conflict.
+    the whole: they are merged themselves. What they conflict in is taken as it was before them: so
+    it is a conflict again where it was resolved in one way here and in another there.
     """
     if not bases:
         return None
@@ -332,8 +331,7 @@ def _root_between(mover: Mover, bases: list[CidBytes], depth: int = 0) -> CidByt
     root = read_commit(repo.blocks, bases[0]).root
     for other in bases[1:] if depth < _CROSSWISE else ():
         before = _root_between(mover, merge_bases(repo, bases[0], other), depth + 1)
-        with suppress(ConflictError):
-            root = unite(repo, before, root, read_commit(repo.blocks, other).root)[0]
+        root = unite(repo, before, root, read_commit(repo.blocks, other).root, "base")[0]
     return root
 
 

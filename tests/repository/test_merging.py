@@ -224,6 +224,32 @@ def test_what_was_settled_crosswise_is_no_conflict(repo: Repository) -> None:
     assert content(repo)["a/c/1"] == b"theirs again"
 
 
+def test_what_was_resolved_crosswise_in_two_ways_is_a_conflict_again(repo: Repository) -> None:
+    commit(repo, "ours", {"a/c/0": b"ours", "a/c/3": b"ours"})
+    commit(repo, "theirs", {"a/c/0": b"theirs", "a/c/4": b"theirs"}, "side")
+    before = state(repo)
+    merge(repo, "side", resolve="ours")
+    merge(repo, before["main"].commit, into="side", resolve="ours")  # type: ignore[arg-type]
+    for into, other in (("main", "side"), ("side", "main")):
+        with pytest.raises(ConflictError) as caught:
+            merge(repo, other, into=into)
+        (conflict,) = caught.value.conflicts
+        assert conflict.key == "a/c/0"
+    merge(repo, "side", resolve="theirs")
+    assert content(repo) == content(repo, "side")
+
+
+def test_what_was_resolved_crosswise_in_one_way_is_settled(repo: Repository) -> None:
+    commit(repo, "ours", {"a/c/0": b"ours"})
+    commit(repo, "theirs", {"a/c/0": b"theirs"}, "side")
+    before = state(repo)
+    merge(repo, "side", resolve="ours")
+    merge(repo, before["main"].commit, into="side", resolve="theirs")  # type: ignore[arg-type]
+    commit(repo, "more", {"a/c/1": b"more"}, "side")
+    merge(repo, "side")
+    assert content(repo) == {**content(repo, "side"), "a/c/0": b"ours"}
+
+
 def test_histories_that_were_cut_before_they_meet_are_not_merged(repo: Repository) -> None:
     cid = commit(repo, "ours", {"a/c/0": None})
     commit(repo, "theirs", {"a/c/4": b"theirs"}, "side")
