@@ -348,7 +348,9 @@ def index_boxes(
         Of the array, in elements. Chunks at the edge end with the array; what lies outside it, as
         after it was cut, keeps the full size of its chunks.
     """
-    lengths, sides = np.array(shape, np.int64), np.array(chunk_shape, np.int64)
+    # Coordinates lie below 2**32; documents can claim lengths of any size.
+    wide = any(length >> 31 for length in (*shape, *chunk_shape))
+    lengths, sides = (np.array(each, object if wide else np.int64) for each in (shape, chunk_shape))
     starts, stops = merge_boxes(coordinates)
     firsts, lasts = starts * sides, stops * sides
     lasts = np.where(firsts < lengths, np.minimum(lasts, lengths), lasts)

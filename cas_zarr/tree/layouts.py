@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cas_zarr.tree.fields import parse, text_of
 from cas_zarr.tree.keys import DOCUMENTS, form_of
+from cas_zarr.tree.morton import COORDINATE_BITS
 
 __all__ = [
     "ATTRIBUTES",
@@ -34,6 +35,8 @@ LAYOUT_DOCUMENTS: Final = tuple(sorted(DOCUMENTS - {".zattrs", ".zmetadata"}))
 """Documents that are a layout, but for those members."""
 
 Layout: TypeAlias = "Mapping[str, Any]"
+
+_BEYOND: Final = 1 << COORDINATE_BITS  # no chunk lies there
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,8 @@ class Resize:
 
     def outside(self, coordinates: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell which chunks, coordinates of shape (n, ndim), lie outside the new grid."""
-        out: NDArray[np.bool_] = (coordinates >= np.array(self.grid, np.int64)).any(axis=1)
+        grid = [min(side, _BEYOND) for side in self.grid]  # a shape can be of any size
+        out: NDArray[np.bool_] = (coordinates >= np.array(grid, np.int64)).any(axis=1)
         return out
 
 

@@ -555,6 +555,8 @@ def _merge_documents(
         return held[prefer], [()]
     apart = ATTRIBUTES if name in LAYOUT_DOCUMENTS else ()
     merged, fields = merge_fields(held["base"], ours, theirs, apart=apart, prefer=prefer)
+    if apart and held[prefer] is None and any(field and field[0] not in apart for field in fields):
+        return None, fields  # what is left are attributes of nothing
     return (held[prefer] if () in fields else merged), fields
 
 

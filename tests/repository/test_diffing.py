@@ -183,3 +183,13 @@ def test_chunks_outside_the_shape_keep_their_size() -> None:
     boxes = index_boxes(np.array([[0], [2], [5]]), (5,), (2,))
     assert boxes == ((slice(0, 2),), (slice(4, 5),), (slice(10, 12),))
     assert index_boxes(np.zeros((1, 0), np.int64), (), ()) == ((),)
+
+
+@pytest.mark.parametrize("side", [2**31 - 1, 2**31, 2**40, 10**30])
+def test_lengths_of_any_size_are_exact(side: int) -> None:
+    """They are what a document claims; a box must be neither an overflow nor elsewhere."""
+    last = 2**32 - 1
+    (box,) = index_boxes(np.array([[last, 1]]), (side, 4), (side, 2))
+    assert box == (slice(last * side, (last + 1) * side), slice(2, 4))
+    (box,) = index_boxes(np.array([[1]]), (10**31,), (4,))
+    assert box == (slice(4, 8),)

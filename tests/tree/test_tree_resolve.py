@@ -238,6 +238,23 @@ def test_two_new_nodes_that_agree_are_united(swap: bool) -> None:
     assert (found["new/c/0"], found["new/c/1"]) == (b"0", b"1")
 
 
+def test_two_new_nodes_that_disagree_are_none_where_neither_is_wanted() -> None:
+    """Attributes alone, that both would be united to, say nothing that zarr could open."""
+    case = Case(
+        {"new/zarr.json": array([4], attributes={"a": 1})},
+        {"new/zarr.json": array([5], attributes={"b": 1})},
+    )
+    assert case.keys(case.merged("base")) == BASE
+    found = json.loads(case.keys(case.merged("theirs"))["new/zarr.json"])
+    assert (found["shape"], found["attributes"]) == ([5], {"a": 1, "b": 1})
+    case = Case(
+        {"new/zarr.json": array([4], attributes={"a": 1, "c": 1})},
+        {"new/zarr.json": array([4], attributes={"b": 1, "c": 2})},
+    )
+    found = json.loads(case.keys(case.merged("base"))["new/zarr.json"])
+    assert (found["shape"], found["attributes"]) == ([4], {"a": 1, "b": 1})
+
+
 # -- layouts ----------------------------------------------------------------------------------
 
 
@@ -253,6 +270,7 @@ RESIZES: list[tuple[str, Edit, Edit]] = [
     ("a", {"a/zarr.json": array([10, 8])}, {"a/extra": b"x"}),
     ("v2", {"v2/.zarray": array2([20])}, {"v2/2": b"x"}),
     ("v2", {"v2/.zarray": array2([5])}, {"v2/2": b"x"}),
+    ("a", {"a/zarr.json": array([10**30, 8])}, {"a/c/0/0": b"x"}),  # beyond what a machine counts
 ]
 
 
