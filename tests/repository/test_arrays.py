@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import Any
 
@@ -118,6 +119,20 @@ def test_bytes_that_are_no_chunk_are_a_format_error() -> None:
         decode_chunk({"zarr.json": b"{}"}, "c/", (0,), None)
     with pytest.raises(FormatError, match="would be 'c/0'"):
         decode_chunk(documents, ".", (0,), None)
+
+
+@pytest.mark.parametrize("field", ["fill_value", "level", "document"])
+def test_metadata_that_make_zarr_stumble_are_a_format_error(field: str) -> None:
+    mapping, _ = made(3, shape=(6,), chunks=(4,), dtype="i4")
+    found: Any = json.loads(mapping["a/zarr.json"])
+    if field == "fill_value":
+        found[field] = 10**25
+    elif field == "level":
+        found["codecs"][-1] = {"name": "gzip", "configuration": {"level": 10**25}}
+    else:
+        found = None
+    with pytest.raises(FormatError, match="zarr cannot read chunk 'c/0'"):
+        encode_chunk({"zarr.json": json.dumps(found).encode()}, "c/", (0,), np.ones(4, "i4"))
 
 
 def test_one_shape_for_versions_of_an_array() -> None:
