@@ -37,13 +37,13 @@ def reference() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _command(command: click.Command) -> Iterator[str]:
+def _command(command: Command) -> Iterator[str]:
     context = click.Context(command, info_name=f"cas-zarr {command.name}")
     usage = " ".join(command.collect_usage_pieces(context))
     yield f"### `{command.name}`\n"
     yield f"    cas-zarr {command.name} {usage}\n"
     yield cleandoc(command.help or "")
-    if isinstance(command, Command) and command.examples:
+    if command.examples:
         yield "\n```sh"
         yield from command.examples
         yield "```"

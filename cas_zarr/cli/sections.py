@@ -43,17 +43,12 @@ class Command(click.Command):
 class Commands(click.Group):
     """A group whose help lists its commands by section."""
 
-    def sections(self) -> dict[str, list[click.Command]]:
+    def sections(self) -> dict[str, list[Command]]:
         """Return the commands by section, in the order in which they were added."""
-        found: dict[str, list[click.Command]] = {}
-        for name in SECTIONS:
-            commands = [
-                entry
-                for entry in self.commands.values()
-                if getattr(entry, "section", "check") == name
-            ]
-            if commands:
-                found[name] = commands
+        found: dict[str, list[Command]] = {name: [] for name in SECTIONS}
+        for entry in self.commands.values():
+            if isinstance(entry, Command):
+                found[entry.section].append(entry)
         return found
 
     def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
