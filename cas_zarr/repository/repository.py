@@ -14,7 +14,7 @@ from cas_zarr.errors import InvalidArgumentError
 from cas_zarr.repository.base import RepositoryBase
 from cas_zarr.repository.diffing import Change, compare, empty_place, place_of, same
 from cas_zarr.repository.expiring import ExpireReport, expire
-from cas_zarr.repository.gc import GRACE, GCReport, collect, repack
+from cas_zarr.repository.gc import GRACE, LOG_AGE, GCReport, collect, repack
 from cas_zarr.repository.history import LogEntry, log
 from cas_zarr.repository.merging import (
     MergeResult,
@@ -333,15 +333,24 @@ class Repository(RepositoryBase):
         self,
         *,
         grace: timedelta = GRACE,
+        log_age: timedelta = LOG_AGE,
         dry_run: bool = False,
         max_unused: float = 0.05,
         progress: Progress | None = None,
     ) -> GCReport:
         """Condemn what no ref leads to, and delete what was condemned long enough ago.
 
-        See `cas_zarr.repository.gc.collect`.
+        What the log of refs has from the last `log_age` (30 days) counts as in use, so that a
+        deleted branch can be brought back; see `cas_zarr.repository.gc.collect`.
         """
-        return collect(self, grace=grace, dry_run=dry_run, max_unused=max_unused, progress=progress)
+        return collect(
+            self,
+            grace=grace,
+            log_age=log_age,
+            dry_run=dry_run,
+            max_unused=max_unused,
+            progress=progress,
+        )
 
     def expire(
         self,
