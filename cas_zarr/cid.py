@@ -198,13 +198,12 @@ def as_cid_bytes(cid: CidLike) -> CidBytes:
         data = _decode_text(cid)
     elif isinstance(cid, (bytes, bytearray, memoryview)):
         data = bytes(cid)
+    elif hasattr(cid, "__bytes__"):  # not bytes(): of an integer that is as many zeros
+        data = cid.__bytes__()
     else:
-        try:
-            data = bytes(cid)
-        except TypeError:
-            raise InvalidCIDError(
-                f"a {type(cid).__name__} is no cid; give text, bytes or a multiformats.CID"
-            ) from None
+        raise InvalidCIDError(
+            f"a {type(cid).__name__} is no cid; give text, bytes or a multiformats.CID"
+        )
     _parse(CidBytes(data))
     if data[:2] == b"\x12\x20" and len(data) == 34:
         data = b"\x01\x70" + data
