@@ -50,6 +50,10 @@ _PREFIX = len(_TYPE).to_bytes(4, "big") + _TYPE + KEY_SIZE.to_bytes(4, "big")
 _MAX_KEY_FILE = 64 * 1024
 _MAX_SIGNERS_FILE = 16 << 20
 _SIGNER = re.compile(r"(?:^|\s)ssh-ed25519\s+([A-Za-z0-9+/=]+)(?:\s+(.*))?$")
+_OTHER_KEY = re.compile(r"(?:^|\s)(?:ssh|ecdsa|sk)-\S+\s+AAAA")
+_LIMIT = re.compile(
+    r"(?:^|[\s,])(cert-authority|valid-after|valid-before)(?:[\s,=]|$)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +195,8 @@ def signer_text(public: bytes) -> str:
 def signer_key(text: str) -> bytes:
     """Return the 32 bytes of a public key that OpenSSH has written; FormatError if it is none."""
     match = _SIGNER.search(text.strip())
-    if match is None:
+    # What follows a key of another kind is its comment, whatever it looks like.
+    if match is None or _OTHER_KEY.search(text.strip(), 0, match.start()):
         raise FormatError(
             f"{text[:80]!r} is no public ed25519 key; it reads ssh-ed25519 AAAA… comment"
         )
@@ -208,7 +213,8 @@ def load_signers(path: str | os.PathLike[str]) -> Mapping[bytes, str]:
     """Return the public keys of a file, with whom they belong to.
 
     Its lines are public keys, ``ssh-ed25519 AAAA… name``, or lines of OpenSSH's allowed signers,
-    ``name ssh-ed25519 AAAA…``. Empty lines and those that begin with # say nothing.
+    ``name ssh-ed25519 AAAA…``. Empty lines and those that begin with # say nothing. Of the options
+    of OpenSSH ``namespaces`` is passed over; those that take trust from a key are refused.
 
     Raises
     ------
@@ -232,6 +238,11 @@ def load_signers(path: str | os.PathLike[str]) -> Mapping[bytes, str]:
         except FormatError as error:
             raise FormatError(f"line {number} of {os.fspath(path)}: {error}") from None
         before, _, behind = line.partition(_TYPE.decode())
+        if (limit := _LIMIT.search(before)) is not None:
+            raise FormatError(
+                f"line {number} of {os.fspath(path)} has the option {limit[1]}, which is not known "
+                "here and would have to be obeyed; leave out the line, or the option"
+            )
         name = before.split()[0] if before.strip() else " ".join(behind.split()[1:])
         signers[key] = name
     return signers

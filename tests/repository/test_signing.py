@@ -235,6 +235,10 @@ def test_a_file_of_signers(tmp_path: Path) -> None:
         signer_text(bytes(32)).replace("ed25519 A", "ed25519 B"),
         signer_text(bytes(32))[:-4],
         signer_text(bytes(32)).replace("ssh-", "xssh-"),
+        f"bob ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQ== {signer_text(bytes(32))}",
+        f'bob valid-before="20200101" {signer_text(bytes(32))}',
+        f"bob cert-authority {signer_text(bytes(32))}",
+        f'bob namespaces="x",Valid-After="20300101" {signer_text(bytes(32))}',
     ],
 )
 def test_lines_that_name_no_key(tmp_path: Path, line: str) -> None:
