@@ -50,7 +50,8 @@ def repair_command(repository: str, source: str, as_json: bool) -> None:
 
     Everything is verified; only blocks that are hurt are fetched, and each is hashed before it
     counts. Damaged packs go when all that can be read of them is elsewhere. Damaged refs are told,
-    never guessed. The exit code is 1 if not all is whole in the end.
+    never guessed; damaged lines of the log of refs are told and dropped. The exit code is 1 if not
+    all is whole in the end.
     """
     repo = writable(repository)
     with steps("repair") as progress:
@@ -63,9 +64,10 @@ def repair_command(repository: str, source: str, as_json: bool) -> None:
             ("saved", f"{count(report.saved, 'block')} out of damaged packs"),
             ("packs", f"{len(report.replaced):,} replaced, {len(report.kept):,} damaged ones kept"),
             ("refs", f"{len(report.refs):,} damaged"),
+            ("log", f"{count(report.mended, 'damaged line')} dropped"),
             ("now", "all whole" if report.ok else "not all whole; see: cas-zarr verify --data"),
         ]
-        for damage in report.refs:
+        for damage in (*report.refs, *report.log):
             click.echo(f"damaged: {printable(str(damage))}")
         for cid in report.lost[:_SHOWN]:
             click.echo(f"lost: block {format_cid(cid)} is hurt here and not in {source}")

@@ -195,7 +195,7 @@ class Checker:
         version: str | None = None,
     ) -> None:
         """Note something that is damaged; `hides` if what lies below could not be checked."""
-        key = (cid, "" if cid is not None else path)
+        key = (cid, "" if cid is not None else f"{path}: {error}")
         if key not in self.damaged:
             self.damages += 1
             if len(self.damaged) < MAX_LISTED:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, Self
 
 from cas_zarr.cid import BLAKE3, DAG_CBOR, DAG_JSON, CidBytes, Link, ReadableCids
@@ -30,6 +31,7 @@ MAX_LINE = 16 * 1024
 """More than any line has: a name and a reason with every byte escaped, and four links."""
 
 _CHECK = 32
+_MAX_JOINED = 64  # places at which a damaged line is tried as two
 _BEGIN = re.compile(rb"[0-9a-f]{32} \{")
 _FIELDS = {"new", "old", "ref", "time", "why"}
 _KINDS: dict[str, Literal["branch", "tag", "kept root"]] = {
@@ -94,10 +96,9 @@ class RefMove(ReadableCids):
     @classmethod
     def from_line(cls, line: bytes) -> Self:
         """Read a line, without its end; FormatError if it is not as it was written."""
-        text = line[_CHECK + 1 :]
-        if line[_CHECK : _CHECK + 1] != b" " or line[:_CHECK] != _check(text):
+        if not _is_whole(line):
             raise FormatError("its bytes do not match its check")
-        value = dagjson.decode(text)
+        value = dagjson.decode(line[_CHECK + 1 :])
         if not isinstance(value, dict) or set(value) != _FIELDS:
             raise FormatError("it has missing or unknown fields; a newer cas_zarr may know them")
         ref, time, why = value["ref"], value["time"], value["why"]
@@ -157,11 +158,23 @@ def without(
 
 
 def mended(data: bytes) -> tuple[bytes, int]:
-    """Return a log without its damaged lines, and how many those were."""
-    found = [found for _, _, found in read_lines(data)]
-    moves = [one for line in found for one in line if isinstance(one, RefMove)]
-    hurt = sum(any(isinstance(one, FormatError) for one in line) for line in found)
-    return b"".join(move.to_line() for move in moves), hurt
+    """Return a log without its damaged lines, and how many those were.
+
+    A line that is as it was written stays, whoever can read it.
+    """
+    kept: list[bytes] = []
+    hurt = 0
+    for _, line, found in read_lines(data):
+        if _is_whole(line):
+            kept.append(line + b"\n")
+        else:
+            hurt += 1
+            kept.extend(one.to_line() for one in found if isinstance(one, RefMove))
+    return b"".join(kept), hurt
+
+
+def _is_whole(line: bytes) -> bool:
+    return line[_CHECK : _CHECK + 1] == b" " and line[:_CHECK] == _check(line[_CHECK + 1 :])
 
 
 def _read(line: bytes) -> list[RefMove | FormatError]:
@@ -169,8 +182,10 @@ def _read(line: bytes) -> list[RefMove | FormatError]:
         return [RefMove.from_line(line)]
     except FormatError as error:
         reason = error
+    if len(line) > 2 * MAX_LINE:
+        return [reason]
     # Lines whose end is another byte now have become one line.
-    for match in _BEGIN.finditer(line):
+    for match in islice(_BEGIN.finditer(line), _MAX_JOINED):
         ends = [line[: match.start() - 1], line[match.start() :]] if match.start() else [line[:-1]]
         moves = [_move(part) for part in ends]
         if None not in moves:

@@ -3,7 +3,8 @@
 First the sound blocks of every damaged pack are copied into new ones, and the damaged packs are
 read no more. Then all that the refs lead to is checked; what is missing is fetched from the source,
 verified, and put anew, and the check goes on with what lies below it. Once all that is durable the
-damaged packs go, except those that may hold a block which nobody else has.
+damaged packs go, except those that may hold a block which nobody else has. Of the log of refs the
+damaged lines are dropped, and told: the source has a log of its own.
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ class RepairReport:
     refs : tuple of Damage
         Refs and other records that are damaged, which are not guessed; the reason says what the
         log has.
+    log : tuple of Damage
+        What was wrong with the log of refs.
+    mended : int
+        How many damaged lines were dropped from it. One that a newer version has written stays.
     verified : VerifyReport
         What a check of everything has found at the end.
     """
@@ -65,6 +70,8 @@ class RepairReport:
     kept: tuple[str, ...]
     lost: tuple[CidBytes, ...]
     refs: tuple[Damage, ...]
+    log: tuple[Damage, ...]
+    mended: int
     verified: VerifyReport
 
     @property
@@ -83,6 +90,8 @@ class RepairReport:
             "kept_packs": self.kept,
             "lost": [format_cid(cid) for cid in self.lost],
             "refs": [damage.as_json() for damage in self.refs],
+            "log": [damage.as_json() for damage in self.log],
+            "mended_log_lines": self.mended,
             "verified": self.verified.as_json(),
         }
 
@@ -161,7 +170,7 @@ class _Repair:
             checks = check_packs(local, data=True, progress=self._step("check"))
             damaged = [check for check in checks if check.faults]
             self._save(local, damaged)
-        verify(
+        found = verify(
             blocks,
             refs,
             data=local is None,  # the packs that are read now are sound
@@ -172,6 +181,8 @@ class _Repair:
         self.blocks.flush()
         if local is not None:
             self._remove(local, damaged)
+        log = tuple(one for one in found.damaged if one.kind == "log")
+        mended = refs.mend_log() if log else 0
         verified = verify(blocks, refs, data=True, progress=self._step("verify"))
         return RepairReport(
             fetched=self.fetched,
@@ -181,6 +192,8 @@ class _Repair:
             kept=tuple(self.kept),
             lost=tuple(self.lost),
             refs=tuple(one for one in verified.damaged if one.kind in _RECORDS),
+            log=log,
+            mended=mended,
             verified=verified,
         )
 

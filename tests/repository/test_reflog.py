@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cas_zarr.cid import BLAKE3, DAG_CBOR, DAG_JSON, CidBytes, cid_of
+from cas_zarr.cid import BLAKE3, DAG_CBOR, DAG_JSON, CidBytes, Link, cid_of
 from cas_zarr.errors import ConflictError, FormatError, InvalidKeyError, LimitError, ReadOnlyError
 from cas_zarr.repository.folder import FolderRefs, make_folder
+from cas_zarr.repository.records import seal
 from cas_zarr.repository.reflog import MAX_LINE, RefMove, read_lines
 from cas_zarr.repository.refs import Branch, GuardError, MemoryRefs, Refs, Tag
 
@@ -178,19 +179,28 @@ def test_a_damaged_record_of_cut_histories(tmp_path: Path) -> None:
     refs.set_shallow(frozenset(), {commit_cid(1), commit_cid(2)})
     file = tmp_path / "refs" / "shallow"
     good = file.read_bytes()
-    for bad in (
-        b"",
-        b"{}",
-        good[:-1],
-        good.replace(b'"version":1', b'"version":2'),
-        good.replace(b'"version":1', b'"version":true'),
-        good.replace(b"shallow", b"shallou"),
-        b'{"commits":[],"type":"cas-zarr/shallow","version":1}',
-        b'{"commits":[null],"type":"cas-zarr/shallow","version":1}',
-        b'{"commits":3,"type":"cas-zarr/shallow","version":1}',
+    sound = {"commits": [Link(commit_cid(1))], "type": "cas-zarr/shallow", "version": 1}
+    file.write_bytes(seal(sound))
+    assert refs.shallow() == {commit_cid(1)}
+    root = Link(cid_of(DAG_JSON, BLAKE3, b"root"))
+    backwards = [Link(cid) for cid in sorted((commit_cid(1), commit_cid(2)), reverse=True)]
+    for data, reason in (
+        (b"", ""),
+        (good[:-1], ""),
+        (good.replace(b"shallow", b"shallou"), "do not match its check"),
+        (b"[]", "missing or unknown fields"),
+        (seal({**sound, "more": 1}), "missing or unknown fields"),
+        (seal({**sound, "type": "cas-zarr/tag"}), "of version"),
+        (seal({**sound, "version": 2}), "of version 2"),
+        (seal({**sound, "version": True}), "of version True"),
+        (seal({**sound, "commits": []}), "no sorted list"),
+        (seal({**sound, "commits": [None]}), "no sorted list"),
+        (seal({**sound, "commits": 3}), "no sorted list"),
+        (seal({**sound, "commits": backwards}), "no sorted list"),
+        (seal({**sound, "commits": [root]}), "of another codec"),
     ):
-        file.write_bytes(bad)
-        with pytest.raises(FormatError, match=r"cut histories in .* is damaged"):
+        file.write_bytes(data)
+        with pytest.raises(FormatError, match=rf"cut histories in .* is damaged.*{reason}"):
             refs.shallow()
 
 
@@ -229,6 +239,22 @@ def test_mending_drops_what_is_damaged(tmp_path: Path) -> None:
     assert refs.mend_log() == 2
     assert log.read_bytes() == line(1, 1) + line(2, 2)
     assert refs.mend_log() == 0
+
+
+def test_what_a_newer_version_wrote_is_not_dropped_when_the_log_is_mended(tmp_path: Path) -> None:
+    text = b'{"author":"x","new":null,"old":null,"ref":"heads/x","time":0,"why":""}'
+    newer = BLAKE3.digest(text)[:16].hex().encode() + b" " + text + b"\n"
+    refs, log = with_log(tmp_path, line(1, 1) + newer + b"junk\n" + line(2, 2))
+    assert len(refs.log_damage()) == 2
+    assert refs.mend_log() == 1
+    assert log.read_bytes() == line(1, 1) + newer + line(2, 2)
+    assert refs.mend_log() == 0
+
+
+def test_a_long_line_that_looks_like_many_costs_little() -> None:
+    data = (b"0" * 32 + b" {") * 300_000
+    ((number, _, found),) = read_lines(data)  # tried at each of its places it takes hours
+    assert (number, len(found)) == (1, 1)
 
 
 def with_log(path: Path, data: bytes) -> tuple[FolderRefs, Path]:

@@ -298,6 +298,23 @@ def test_a_damaged_ref_is_not_guessed(tmp_path: Path, model: list[Keys]) -> None
     assert report.verified.commits == len(model)
 
 
+def test_damaged_lines_of_the_log_are_told_and_dropped(tmp_path: Path, model: list[Keys]) -> None:
+    log = tmp_path / "repo" / "refs" / "log"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(lines[0] + b"x" + lines[1][1:] + b"junk\n" + b"".join(lines[2:]))
+    repo = Repository.open(tmp_path / "repo")
+    assert repo.verify().damages == 2
+    report = repo.repair(tmp_path / "copy")
+    assert report.ok
+    assert report.mended == 2
+    assert report.refs == ()
+    assert [damage.reason.split(" of ")[0] for damage in report.log] == ["line 2", "line 3"]
+    assert report.as_json()["mended_log_lines"] == 2
+    assert log.read_bytes() == lines[0] + b"".join(lines[2:])
+    assert len(repo.reflog()) == len(lines) - 1
+    check(tmp_path / "repo", model)
+
+
 def test_a_repository_in_memory(tmp_path: Path, model: list[Keys]) -> None:
     repo = Repository.memory()
     session = repo.session()
