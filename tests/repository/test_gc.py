@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from collecting import NONE, collect_all, content, held, make, used, value, write
@@ -22,6 +23,7 @@ from cas_zarr.errors import (
 )
 from cas_zarr.repository.gc import Collection, collect, repack
 from cas_zarr.repository.guard import CollectionRecord, PendingList
+from cas_zarr.repository.records import seal
 from cas_zarr.repository.refs import Branch
 from cas_zarr.repository.repository import Repository
 
@@ -333,9 +335,32 @@ def test_a_record_reads_as_it_was_written() -> None:
     record = CollectionRecord(7, (PendingList("ab" * 16, 12), PendingList("cd" * 16, 13)))
     assert CollectionRecord.from_bytes(record.to_bytes()) == record
     assert CollectionRecord.from_bytes(None) == CollectionRecord(0, ())
-    for data in (b"", b"{}", b"[]", record.to_bytes().replace(b'"epoch":7', b'"epoch":"7"')):
+    for data in (b"", b"{}", b"[]", record.to_bytes().replace(b'"epoch":7', b'"epoch":8')):
         with pytest.raises(FormatError, match="record of collections is damaged"):
             CollectionRecord.from_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"type": "cas-zarr/tag"}, "it is none"),
+        ({"version": 2}, "format version 2"),
+        ({"epoch": "7"}, "missing or wrong fields"),
+        ({"epoch": True}, "missing or wrong fields"),
+        ({"epoch": None}, "missing or wrong fields"),
+        ({"lists": {}}, "missing or wrong fields"),
+        ({"lists": ["ab" * 16]}, "something else than lists"),
+        ({"lists": [{"name": "ab" * 16}]}, "something else than lists"),
+        ({"lists": [{"name": "ab" * 16, "time": 1, "more": 1}]}, "something else than lists"),
+        ({"lists": [{"name": 7, "time": 1}]}, "something else than lists"),
+        ({"lists": [{"name": "ab" * 16, "time": True}]}, "something else than lists"),
+    ],
+)
+def test_a_record_that_is_malformed(change: dict[str, Any], reason: str) -> None:
+    sound = {"type": "cas-zarr/gc", "version": 1, "epoch": 7, "lists": []}
+    assert CollectionRecord.from_bytes(seal(sound)).epoch == 7
+    with pytest.raises(FormatError, match=f"record of collections is damaged: .*{reason}"):
+        CollectionRecord.from_bytes(seal({**sound, **change}))
 
 
 def test_what_makes_no_sense_is_refused(repo: Repository) -> None:
