@@ -83,9 +83,10 @@ def commit_command(
     repo = writable(repository, author=author)
     root = root_of(repo.blocks, repo.record(branch))
     if not allow_empty and root == committed_root(repo, branch):
+        why = "nothing was written" if root is None else "it shows what its newest commit has"
         raise InvalidArgumentError(
-            f"there is nothing to commit: branch {branch!r} shows what its newest commit has; "
-            "--allow-empty commits it all the same"
+            f"there is nothing to commit on branch {branch!r}: {why}; --allow-empty commits it all "
+            "the same"
         )
     key = signing_key(sign)
     with repo.session(branch) as session:

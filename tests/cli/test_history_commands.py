@@ -37,7 +37,7 @@ def test_commit_of_nothing_is_refused_unless_asked_for(
 ) -> None:
     refused = command("commit", weather, "-m", "again")
     assert (refused.code, refused.out) == (1, "")
-    assert "there is nothing to commit: branch 'main'" in refused.err
+    assert "there is nothing to commit on branch 'main': it shows what" in refused.err
     assert messages(done, weather) == ["first import"]
     done("commit", weather, "-m", "again", "--allow-empty")
     assert messages(done, weather) == ["again", "first import"]
