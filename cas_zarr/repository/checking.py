@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cas_zarr.blocks.base import BlockStore
-from cas_zarr.cid import DAG_PB, DIGEST_SIZE, CidBytes
+from cas_zarr.cid import DAG_PB, DIGEST_SIZE, CidBytes, format_cid, hash_of
 from cas_zarr.codecs.unixfs import FileNode, decode_file_node
 from cas_zarr.errors import BlockNotFoundError, CasZarrError, FormatError, LimitError, NotFoundError
 from cas_zarr.repository.damage import MAX_LISTED, Box, Damage, HurtArray
@@ -340,10 +340,10 @@ class Checker:
 
     def _named(self, base: str, values: list[tuple[str, Value]]) -> None:
         if values:
-            cids = np.frombuffer(b"".join(value.cid for _, value in values), np.uint8)
+            cids = _rows([value.cid for _, value in values])
             sizes = np.array([value.size for _, value in values], np.uint64)
             self._values(
-                cids.reshape(-1, CID_SIZE),
+                cids,
                 sizes,
                 lambda rows: (base + values[row][0] for row in rows.tolist()),
             )
@@ -366,40 +366,47 @@ class Checker:
         hurt |= self._bad.has(heads)
         return np.flatnonzero(hurt)
 
-    def _file(self, name: str, cid: CidBytes, size: int) -> bool:
-        """Check a value of more than one block; tell whether it is whole."""
+    def _file(self, name: str, cid: CidBytes, size: int, depth: int = 0) -> bool:
+        """Check a value of more than one block, or an inner node of it; tell whether it is whole.
+
+        An inner node is opened once: a few can link one another a billion times.
+        """
+
+        def parse(data: bytes) -> FileNode:
+            node = decode_file_node(data)
+            if node.size != size:
+                raise FormatError(f"a file has {node.size} bytes where what links it claims {size}")
+            for link in node.links:
+                hash_of(link)
+                if len(link) != CID_SIZE:
+                    raise FormatError(f"a file links {format_cid(link)}, which is no part of one")
+            return node
+
+        key = (cid, size, depth)
+        if depth:
+            if key in self._opened:
+                return not self._bad.has(_heads(_rows([cid]))).any()
+            self._opened.add(key)
+        node = self.block("file", name, cid, parse)
+        if node is not None and depth > _MAX_FILE_DEPTH:
+            error = LimitError(f"a file is deeper than {_MAX_FILE_DEPTH} levels")
+            self.report("file", name, cid, error, hides=True)
+            node = None
+        if node is None:
+            self._bad.add(_heads(_rows([cid])))
+            return False
+        links = _rows(node.links)
+        lengths = np.array(node.sizes, np.uint64)
+        inner = links[:, 1] == DAG_PB
         whole = True
-        pending = [(cid, size, 0)]
-        while pending:
-            cid, size, depth = pending.pop()
-
-            def parse(data: bytes, size: int = size) -> FileNode:
-                node = decode_file_node(data)
-                if node.size != size:
-                    raise FormatError(
-                        f"a file has {node.size} bytes where what links it claims {size}"
-                    )
-                return node
-
-            node = self.block("file", name, cid, parse)
-            if node is None:
-                whole = False
-                continue
-            if depth > _MAX_FILE_DEPTH:
-                error = LimitError(f"a file is deeper than {_MAX_FILE_DEPTH} levels")
-                self.report("file", name, cid, error, hides=True)
-                return False
-            links = np.frombuffer(b"".join(node.links), np.uint8).reshape(-1, CID_SIZE)
-            lengths = np.array(node.sizes, np.uint64)
-            inner = links[:, 1] == DAG_PB
-            pending.extend(
-                (node.links[row], node.sizes[row], depth + 1)
-                for row in np.flatnonzero(inner).tolist()
-            )
-            fresh = self._seen.add(_heads(links))
-            rows = np.flatnonzero(fresh & ~inner)
-            self._blocks(links[rows], lengths[rows], lambda at: [name] * len(at))
-            whole = whole and not self._bad.has(_heads(links)).any()
+        for row in np.flatnonzero(inner).tolist():
+            whole &= self._file(name, node.links[row], node.sizes[row], depth + 1)
+        fresh = self._seen.add(_heads(links))
+        rows = np.flatnonzero(fresh & ~inner)
+        self._blocks(links[rows], lengths[rows], lambda at: [name] * len(at))
+        whole &= not self._bad.has(_heads(links)).any()
+        if not whole:
+            self._bad.add(_heads(_rows([cid])))
         return whole
 
     def _blocks(self, cids: _Rows, sizes: _Sizes, names: _Namer) -> NDArray[np.bool_]:
@@ -570,6 +577,10 @@ class _Hurt:
                 for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
             ]
         return self.count, tuple(sorted(boxes))
+
+
+def _rows(cids: Sequence[CidBytes]) -> _Rows:
+    return np.frombuffer(b"".join(cids), np.uint8).reshape(-1, CID_SIZE)
 
 
 def _heads(cids: _Rows) -> NDArray[np.uint64]:

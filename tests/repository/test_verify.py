@@ -14,14 +14,29 @@ import zarr
 
 from cas_zarr import CASStore
 from cas_zarr.blocks.tiered import TieredBlocks
-from cas_zarr.cid import BLAKE3, DAG_CBOR, RAW, CidBytes, cid_of, codec_of, format_cid
+from cas_zarr.cid import (
+    BLAKE3,
+    DAG_CBOR,
+    DAG_JSON,
+    DAG_PB,
+    RAW,
+    CidBytes,
+    cid_of,
+    codec_of,
+    encode_varint,
+    format_cid,
+)
+from cas_zarr.codecs import dagpb
+from cas_zarr.codecs.dagpb import PBLink, PBNode
+from cas_zarr.codecs.unixfs import decode_file_node
 from cas_zarr.errors import InvalidArgumentError, NotFoundError, VersionNotFoundError
 from cas_zarr.repository import checking
-from cas_zarr.repository.checking import Seen
+from cas_zarr.repository.checking import Checker, Seen
 from cas_zarr.repository.commit import Commit
 from cas_zarr.repository.records import Branch
 from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.verify import verify
+from cas_zarr.tree.node import Header, Node, Root, Value
 from cas_zarr.tree.page import Page
 from cas_zarr.tree.walk import reachable
 
@@ -290,6 +305,72 @@ def test_a_repeated_value_hurts_wherever_it_is(tmp_path: Path) -> None:
     assert {one.path: one.chunks for one in report.arrays} == {"a": 5, "b": 5}
     assert len(report.damaged) == 1
     assert report.blocks > 1
+
+
+# -- large values that others have made ------------------------------------------------------------
+
+
+def file_node(*children: tuple[CidBytes, int]) -> bytes:
+    sizes = [size for _, size in children]
+    fields = b"\x08\x02\x18" + encode_varint(sum(sizes))
+    fields += b"".join(b"\x20" + encode_varint(size) for size in sizes)
+    return dagpb.encode(PBNode(fields, tuple(PBLink(cid, "", size) for cid, size in children)))
+
+
+def with_files(**files: bytes) -> Repository:
+    """Make a repository whose dataset has these file nodes as values."""
+    repo = Repository.memory()
+    keys = {}
+    for name, data in files.items():
+        cid = cid_of(DAG_PB, BLAKE3, data)
+        repo.blocks.put(cid, data)
+        keys[name] = Value(cid, decode_file_node(data).size)
+    root = Root(Header(), Node(keys=keys))
+    repo.blocks.put(root.cid(), root.to_block())
+    repo.refs.update("main", expected=None, new=Branch(None, root.cid()))
+    return repo
+
+
+def test_a_file_that_links_itself_a_billion_times_over() -> None:
+    leaf = cid_of(RAW, BLAKE3, b"")
+    levels = [file_node(*[(leaf, 0)] * 100)]
+    while len(levels) < 10:
+        levels.append(file_node(*[(cid_of(DAG_PB, BLAKE3, levels[-1]), 0)] * 100))
+    repo = with_files(**{f"x{number}": data for number, data in enumerate(levels)})
+    repo.blocks.put(leaf, b"")
+    assert repo.verify(data=True).ok
+    repo.blocks.delete(leaf)
+    report = repo.verify(data=True)
+    assert [damage.cid for damage in report.damaged] == [leaf]
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        b"\x01\x55\x13\x40" + bytes(64),  # sha2-512
+        b"\x01\x55\x16\x20" + bytes(32),  # sha3-256, as long as one of ours
+        b"\x01\x55\x00\x01x",
+        bytes(cid_of(DAG_JSON, BLAKE3, b"{}")),
+    ],
+)
+def test_a_file_that_links_what_is_no_part_of_one(link: bytes) -> None:
+    repo = with_files(x=file_node((CidBytes(link), 5)))
+    (damage,) = repo.verify().damaged
+    assert (damage.kind, damage.path) == ("file", "x")
+    assert format_cid(CidBytes(link)) in damage.reason
+
+
+def test_a_large_value_that_is_part_of_another_one() -> None:
+    leaf = cid_of(RAW, BLAKE3, b"leaf")
+    part = file_node((leaf, 4), (leaf, 4))
+    whole = file_node((cid_of(DAG_PB, BLAKE3, part), 8), (leaf, 4))
+    repo = with_files(whole=whole, part=part)
+    checker = Checker(repo.blocks)
+    cids = np.frombuffer(
+        b"".join(cid_of(DAG_PB, BLAKE3, data) for data in (whole, part)), np.uint8
+    ).reshape(2, -1)
+    hurt = checker._values(cids, np.array([12, 8], np.uint64), lambda rows: [f"{rows[0]}"])
+    assert hurt.tolist() == [0, 1]
 
 
 # -- history, signatures, files -------------------------------------------------------------------
