@@ -100,7 +100,7 @@ def _diff(folder: Path, side: int) -> list[Figure]:  # noqa: ARG001
         note = f"coordinates, CIDs, sizes; fresh objects, median of {_REPEATS}"
         figures += [
             Figure(what, statistics.median(alone), "s", limit, note),
-            Figure("... opening the repository in", statistics.median(opened), "s"),
+            Figure(f"... {count:,}, opening in", statistics.median(opened), "s"),
             Figure("... merged boxes on top", statistics.median(boxes), "s"),
             Figure("... blocks read", read, "", 8 if count == 1 else None, f"{size:,} B"),
         ]
@@ -186,6 +186,7 @@ def _sync(folder: Path, side: int) -> list[Figure]:
         )
     clone.close()
     cloned = copied
+    peak = peak_memory()
     with closing(_open(folder)) as source:
         numbers = Random(2).sample(range(count), SCATTERED)
         _commit(source, "main", numbers, side, stamp=290)
@@ -207,6 +208,7 @@ def _sync(folder: Path, side: int) -> list[Figure]:
     return [
         Figure("clone", cloning(), "s", None, "one branch, each block verified, fsynced"),
         Figure("... blocks", cloned[0], "", None, f"{cloned[1]:,} B"),
+        Figure("... peak memory", peak, "B"),
         Figure("pull of a second version", pulling(), "s", None, f"{SCATTERED:,} chunks changed"),
         Figure("... blocks", pulled.blocks, "", None, f"{pulled.size:,} B"),
         Figure("push of 1 changed chunk", pushing(), "s"),
@@ -360,16 +362,23 @@ def _write(folder: Path, side: int, number: int, start: Any, results: Any) -> No
 
 
 def _mark(folder: Path, side: int) -> list[Figure]:  # noqa: ARG001
-    """Look for garbage in the whole repository, changing nothing."""
+    """Look for garbage among all blocks of few versions, changing nothing."""
+    return _dry_run(folder, "gc, dry run", 10.0)
+
+
+def _mark_all(folder: Path, side: int) -> list[Figure]:  # noqa: ARG001
+    """Look for garbage when there is a long history."""
+    return _dry_run(folder, "gc, dry run, long history")
+
+
+def _dry_run(folder: Path, what: str, limit: float | None = None) -> list[Figure]:
     with closing(_open(folder)) as repository:
         before = peak_memory()
         with clock() as marking:
             report = repository.gc(dry_run=True)
     peak = peak_memory()
     return [
-        Figure(
-            "gc, dry run", marking(), "s", 10.0, f"{report.blocks:,} blocks, {report.roots:,} roots"
-        ),
+        Figure(what, marking(), "s", limit, f"{report.blocks:,} blocks, {report.roots:,} roots"),
         Figure("... peak memory", peak, "B", None, f"of it before: {before:,} B"),
     ]
 
@@ -466,10 +475,11 @@ PARTS: dict[str, Callable[[Path, int], list[Figure]]] = {
     "prove": _prove,
     "sync": _sync,
     "verify": _verify,
+    "mark": _mark,
     "commits": _commits,
     "history": _history,
     "race": _race,
-    "mark": _mark,
+    "mark-all": _mark_all,
     "expire": _expire,
     "spoil": _spoil,
     "sweep": _sweep,

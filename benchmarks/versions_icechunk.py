@@ -81,9 +81,10 @@ def _diff(folder: Path, side: int) -> list[Figure]:  # noqa: ARG001
             seconds.append(comparing())
             opened.append(opening() + comparing())
         what = "diff, 1 changed chunk" if count == 1 else f"diff, {count:,} scattered changes"
-        figures.append(
-            Figure(what, statistics.median(seconds), "s", None, "from logs; coordinates only")
-        )
+        figures += [
+            Figure(what, statistics.median(seconds), "s", None, "from logs; coordinates only"),
+            Figure(f"... {count:,}, opening in", statistics.median(opened), "s"),
+        ]
     return figures
 
 
