@@ -40,6 +40,7 @@ _SHOWN = 20
     "cas-zarr gc weather.cas --dry-run",
     "cas-zarr gc weather.cas",
     "cas-zarr gc weather.cas --grace 0               # when nobody writes",
+    "cas-zarr gc weather.cas --grace 0 --log-age 0   # and no deleted branch is missed",
 )
 @repository_argument
 @click.option(
@@ -48,6 +49,14 @@ _SHOWN = 20
     default="1d",
     show_default=True,
     help="How long what is condemned stays before it is deleted: 1d, 12h, or 0 for not at all.",
+)
+@click.option(
+    "--log-age",
+    type=DURATION,
+    default="30d",
+    show_default=True,
+    help="How long the reflog keeps what branches and tags were moved away from; with 0 a deleted "
+    "branch cannot be brought back.",
 )
 @click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
 @click.option(
@@ -59,17 +68,24 @@ _SHOWN = 20
 )
 @json_option
 def gc_command(
-    repository: str, grace: timedelta, dry_run: bool, max_unused: float, as_json: bool
+    repository: str,
+    grace: timedelta,
+    log_age: timedelta,
+    dry_run: bool,
+    max_unused: float,
+    as_json: bool,
 ) -> None:
     """Collect garbage: delete blocks that nothing leads to any more.
 
-    Branches, tags, kept roots and the reflog of the last 30 days hold what they lead to. The rest
+    Branches, tags, kept roots and the reflog (of the last 30 days) hold what they lead to. The rest
     is condemned by one run, and deleted by one that comes when the grace time is over. Readers and
     writers can go on meanwhile.
     """
     repo = writable(repository)
     with block_bar("gc") as progress:
-        report = repo.gc(grace=grace, dry_run=dry_run, max_unused=max_unused, progress=progress)
+        report = repo.gc(
+            grace=grace, log_age=log_age, dry_run=dry_run, max_unused=max_unused, progress=progress
+        )
     if as_json:
         print_json(_gc_json(report))
         return

@@ -45,7 +45,13 @@ from cas_zarr.cli.reading import (
     verify_command,
 )
 from cas_zarr.cli.sections import Commands
-from cas_zarr.cli.sharing import clone_command, fetch_command, pull_command, push_command
+from cas_zarr.cli.sharing import (
+    clone_command,
+    fetch_command,
+    pull_command,
+    push_command,
+    remote_command,
+)
 
 __all__ = ["cli", "run"]
 
@@ -85,6 +91,7 @@ for entry in (
     mv_command,
     attach_command,
     clone_command,
+    remote_command,
     fetch_command,
     pull_command,
     push_command,

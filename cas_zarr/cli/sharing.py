@@ -1,7 +1,8 @@
-"""The commands between repositories: `clone`, `fetch`, `pull`, `push`."""
+"""The commands between repositories: `clone`, `remote`, `fetch`, `pull`, `push`."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,14 +17,23 @@ from cas_zarr.cli.options import (
     resolve_options,
     writable,
 )
-from cas_zarr.cli.output import cid_text, count, counter, print_json, print_pairs, size_text
+from cas_zarr.cli.output import (
+    cid_text,
+    count,
+    counter,
+    print_json,
+    print_pairs,
+    print_table,
+    printable,
+    size_text,
+)
 from cas_zarr.cli.sections import command
 from cas_zarr.repository.repository import Repository
 
 if TYPE_CHECKING:
     from cas_zarr.repository.sync import SyncReport
 
-__all__ = ["clone_command", "fetch_command", "pull_command", "push_command"]
+__all__ = ["clone_command", "fetch_command", "pull_command", "push_command", "remote_command"]
 
 _depth_option = click.option(
     "--depth",
@@ -93,6 +103,49 @@ def clone_command(
     pairs = [("repository", repo.location)]
     pairs += [(f"branch {name}", commit or "no commit") for name, commit in found.items()]
     print_pairs(pairs + [(f"tag {name}", commit) for name, commit in tags.items()])
+
+
+@command(
+    "remote",
+    "share",
+    "cas-zarr remote weather.cas",
+    "cas-zarr remote weather.cas archive /data/archive.cas",
+    "cas-zarr remote weather.cas archive --delete",
+)
+@repository_argument
+@click.argument("name", required=False)
+@click.argument("location", required=False)
+@click.option("--delete", is_flag=True, help="Forget the remote, and where its branches were.")
+@json_option
+def remote_command(
+    repository: str, name: str | None, location: str | None, delete: bool, as_json: bool
+) -> None:
+    """List the other repositories that have a name here, or name one, or forget one.
+
+    A clone knows its source as origin. With NAME and LOCATION, a path, the repository there gets
+    that name, which fetch, pull and push take instead of the path.
+    """
+    if (name is None) != (location is None and not delete) or (delete and location is not None):
+        raise click.UsageError("give a name and a path, or a name with --delete, or neither")
+    if name is None:
+        remotes = sorted(Repository.open(repository, read_only=True).remotes().items())
+        if as_json:
+            print_json([{"name": one, "location": place} for one, place in remotes])
+        else:
+            print_table(("NAME", "LOCATION"), remotes)
+        return
+    repo = writable(repository)
+    if location is None:
+        repo.remove_remote(name)
+        did, said = {"deleted": name}, f"deleted remote {name}"
+    else:
+        place = os.path.abspath(location)
+        repo.add_remote(name, place)
+        did, said = {"name": name, "location": place}, f"remote {name} at {place}"
+    if as_json:
+        print_json(did)
+    else:
+        click.echo(printable(said))
 
 
 @command(

@@ -28,7 +28,7 @@ from cas_zarr.repository.moving import guarded, move_tag, rename_branch, reset
 from cas_zarr.repository.names import check_name
 from cas_zarr.repository.proof import prove
 from cas_zarr.repository.refs import Branch, RefMove, Tag
-from cas_zarr.repository.remotes import ORIGIN
+from cas_zarr.repository.remotes import ORIGIN, add_remote, list_remotes, remove_remote
 from cas_zarr.repository.repair import RepairProgress, RepairReport, repair
 from cas_zarr.repository.session import Session, close_sessions
 from cas_zarr.repository.sync import (
@@ -286,6 +286,32 @@ class Repository(RepositoryBase):
             author=author,
             progress=progress,
         )
+
+    def remotes(self) -> dict[str, str]:
+        """Return where other repositories are that have a name here."""
+        return {remote.name: remote.location for remote in list_remotes(self.refs)}
+
+    def add_remote(self, name: str, location: str | os.PathLike[str]) -> None:
+        """Give another repository a name, for `fetch`, `pull` and `push`.
+
+        Raises
+        ------
+        ConflictError
+            If the name is taken.
+        """
+        self._check_writable()
+        add_remote(self.refs, name, os.fspath(location))
+
+    def remove_remote(self, name: str) -> None:
+        """Forget another repository, and where its branches were.
+
+        Raises
+        ------
+        ConflictError
+            If this is a partial clone, whose other blocks are there.
+        """
+        self._check_writable()
+        remove_remote(self.refs, name)
 
     def fetch(
         self,

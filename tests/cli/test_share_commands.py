@@ -132,3 +132,23 @@ def test_values_of_a_clone(weather: Path, clone: Path) -> None:
         for folder in (weather, clone)
     ]
     np.testing.assert_array_equal(*arrays)
+
+
+def test_remotes_are_named_listed_and_forgotten(
+    weather: Path, clone: Path, tmp_path: Path, command: Command, done: Command, write: Write
+) -> None:
+    assert done("remote", clone, "--json").json == [{"name": "origin", "location": str(weather)}]
+    done("remote", weather, "copy", clone)
+    assert f"copy  {clone}" in done("remote", weather).out
+    write((0, 0), 5, "second")
+    assert done("push", weather, "copy", "--json").json["commits"] == 1
+    assert commits(done, clone) == commits(done, weather)
+    assert command("remote", weather, "copy", tmp_path / "other.cas").code == 1
+    assert done("remote", weather, "copy", "--delete", "--json").json == {"deleted": "copy"}
+    assert done("remote", weather, "--json").json == []
+    for wrong in (("copy",), ("--delete",), ("copy", clone, "--delete")):
+        assert command("remote", weather, *wrong).code == 2
+    done("clone", weather, tmp_path / "part.cas", "--path", "t2m[0:2]")
+    refused = command("remote", tmp_path / "part.cas", "origin", "--delete")
+    assert refused.code == 1
+    assert "fetch the rest first" in refused.err
