@@ -56,7 +56,7 @@ class TreeEdit:
         return self.bulk is not None and not (self.coordinates or self.deletes)
 
     def tables(self) -> tuple[Table, Codes]:
-        """Return the chunks to set, and the ascending codes of those to delete and not to set."""
+        """Return the chunks to set, and the ascending codes of those to delete if not set."""
         if self.bulk is None:
             return self._by_key()
         table, deletes = self.bulk()
@@ -66,8 +66,7 @@ class TreeEdit:
         kept = np.ones(len(table), bool)
         kept[matches(table.codes, first.codes)[0]] = False
         table = concatenate([table.take(kept), first])
-        deletes = np.union1d(*alike(deletes, gone))
-        return table, _without(deletes, table.codes) if len(table) else deletes
+        return table, np.union1d(*alike(deletes, gone))
 
     def _by_key(self) -> tuple[Table, Codes]:
         sets = _stack(self.coordinates, self.ndim)
@@ -78,10 +77,7 @@ class TreeEdit:
         )
         deletes = np.sort(encode(_stack(self.deletes, self.ndim)))
         # np.unique would hash the codes, which costs twenty times as much
-        deletes = deletes[np.append(True, deletes[1:] != deletes[:-1])[: len(deletes)]]
-        if len(table) and len(deletes):
-            deletes = _without(deletes, table.codes)
-        return table, deletes
+        return table, deletes[np.append(True, deletes[1:] != deletes[:-1])[: len(deletes)]]
 
 
 @dataclass(slots=True)
@@ -338,16 +334,6 @@ def _shape_of(head: str, key: str, slashes: int, dots: int) -> tuple[str, str, i
     else:
         return None
     return (owner, kind, ndim, start) if ndim <= MAX_NDIM else None
-
-
-def _without(codes: Codes, others: Codes) -> Codes:
-    """Return the ascending codes that are not among others (setdiff1d is quadratic for objects)."""
-    if others.dtype != codes.dtype:
-        codes, others = codes.astype(object), others.astype(object)
-    rows = np.searchsorted(others, codes)
-    rows[rows == len(others)] = 0
-    kept: Codes = codes[others[rows] != codes]
-    return kept
 
 
 def _stack(parts: list[NDArray[np.int64]], ndim: int) -> NDArray[np.int64]:

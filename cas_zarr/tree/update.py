@@ -70,7 +70,7 @@ def update(
     sets : Table
         Chunks to set, as of `chunk_table`.
     deletes : array
-        Ascending codes of chunks to delete; none of them in `sets`.
+        Ascending codes of chunks to delete; one that is in `sets` too is set.
     ndim : int
         Number of dimensions of the grid.
     """
