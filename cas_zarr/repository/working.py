@@ -160,7 +160,11 @@ class WorkingTree:
     def leave(self) -> None:
         """Flush what is left, once: a conflict that the user has seen is not told again."""
         with self.lock:
-            if self.pid != os.getpid() or not self.pending:
+            if self.pid != os.getpid():
+                return
+            if not self.pending:
+                if self.target is not None:
+                    self.repository.blocks.flush()  # blocks of subtrees that were named by `cid`
                 return
             if self._told == self.mapping.root and not self.mapping.dirty:
                 return

@@ -571,3 +571,13 @@ def test_a_view_has_no_branch(path: Path) -> None:
         view.prepare()
     with pytest.raises(InvalidArgumentError):
         view.commit("no")
+
+
+def test_a_subtree_that_was_named_can_be_opened_after_its_session_was_closed(
+    tmp_path: Path,
+) -> None:
+    with Repository.open(tmp_path / "r", create=True).session() as session:
+        session.mapping["g/zarr.json"] = b"{}"
+    with Repository.open(tmp_path / "r").session() as session:
+        cid = session.mapping.cid("g")
+    assert list(Repository.open(tmp_path / "r").at(cid)) == ["zarr.json"]
