@@ -52,9 +52,11 @@ _CODECS = (RAW, DAG_PB, DAG_CBOR, DAG_JSON)
 _CID = re.compile(
     b"|".join(re.escape(bytes(make_cid(c, h, b""))) for c in _CODECS for h in HASHES.values())
 )
+_PREFIXES = [bytes(make_cid(c, h, b"")) for c in _CODECS for h in HASHES.values()]
 _USUAL = {bytes(make_cid(c, h, b"")) for c in _CODECS[:3] for h in HASHES.values()}
 _LONGEST_VARINT = 4
 _LEAST_HEAD = 1 + DIGEST_SIZE + 4
+_USUAL_HEAD = _LONGEST_VARINT + 5 + DIGEST_SIZE  # at most
 
 OnBytes = Callable[[int, int], None]
 """Called with blocks and bytes that were checked since the last call."""
@@ -214,7 +216,8 @@ class _Checker:
             indexed = False
         if file.read(DATA_START, len(EMPTY_PAYLOAD)) != EMPTY_PAYLOAD:
             self._fault(DATA_START, "its payload does not begin with a header without roots")
-        self._sections(DATA_START + len(EMPTY_PAYLOAD), end)
+        if self.data or not self._quick(DATA_START + len(EMPTY_PAYLOAD), end):
+            self._sections(DATA_START + len(EMPTY_PAYLOAD), end)
         self._compare(index_bytes, end)
         if self.faults and self.faults[0].offset == 0:  # readers may look at other places
             self.suspects.update(self._section_keys(), self._index_records())
@@ -250,6 +253,44 @@ class _Checker:
         else:
             self._fault(0, "its header is not as it was written")
         return _payload_end(self.file)
+
+    def _quick(self, at: int, end: int) -> bool:
+        """Read the heads of all sections where the index has them, many at once.
+
+        Returns
+        -------
+        bool
+            False if they are not what the index says: then `_sections` tells which are not.
+        """
+        places = self._starts()
+        if not len(places) or places[0] != at - DATA_START or places[-1] >= end - DATA_START:
+            return False
+        starts = places + np.uint64(DATA_START)
+        sizes = np.append(starts[1:], np.uint64(end)) - starts
+        keys: list[NDArray[np.uint8]] = []
+        first = 0
+        while first < len(starts):
+            begin = int(starts[first])
+            window = self.file.read(begin, min(_GLANCE, end - begin)) + bytes(_USUAL_HEAD)
+            last = np.uint64(begin + len(window) - 2 * _USUAL_HEAD)
+            rows = slice(first, max(first + 1, int(np.searchsorted(starts, last))))
+            found = _keys_at(window, starts[rows] - np.uint64(begin), sizes[rows])
+            if found is None:
+                return False
+            keys.append(found[0])
+            self._tell(len(found[0]), found[1])
+            first = rows.stop
+        self.keys += np.concatenate(keys).tobytes()
+        self.offsets.frombytes(places.tobytes())
+        self._tell(0, 0)
+        return True
+
+    def _starts(self) -> NDArray[np.uint64]:
+        """Return where the sections begin in the payload, as the index says."""
+        if self.starts is None:
+            none = np.zeros(0, np.uint64)
+            self.starts = np.sort(np.concatenate([none, *(group[2] for group in self.index)]))
+        return self.starts
 
     def _sections(self, at: int, end: int) -> None:
         """Walk over the sections between two places of the file."""
@@ -332,11 +373,9 @@ class _Checker:
 
     def _resume(self, at: int, end: int) -> int:
         """Return where the next section begins, as the index says, behind an unreadable place."""
-        if self.starts is None:
-            none = np.zeros(0, np.uint64)
-            self.starts = np.sort(np.concatenate([none, *(group[2] for group in self.index)]))
-        row = int(np.searchsorted(self.starts, np.uint64(at - DATA_START), side="right"))
-        return end if row == len(self.starts) else min(end, DATA_START + int(self.starts[row]))
+        starts = self._starts()
+        row = int(np.searchsorted(starts, np.uint64(at - DATA_START), side="right"))
+        return end if row == len(starts) else min(end, DATA_START + int(starts[row]))
 
     def _compare(self, found: bytes, at: int) -> None:
         """Compare the index with what the sections make."""
@@ -353,6 +392,39 @@ class _Checker:
         sections = dict(zip(self._section_keys(), self.offsets, strict=True))
         records = self._index_records()
         self.suspects.update(key for key, offset in records.items() if sections.get(key) != offset)
+
+
+def _keys_at(
+    window: bytes, starts: NDArray[np.uint64], sizes: NDArray[np.uint64]
+) -> tuple[NDArray[np.uint8], int] | None:
+    """Return the multihashes, (n, 34), of the sections of a known start and size.
+
+    And the bytes of their blocks; None if one is no such section, or a rare one.
+    """
+    data = np.frombuffer(window, np.uint8)
+    heads = data[starts.astype(np.intp)[:, None] + np.arange(_USUAL_HEAD)]
+    keys = np.zeros((len(starts), KEY_SIZE), np.uint8)
+    left = np.ones(len(starts), bool)
+    size = 0
+    for width in range(1, _LONGEST_VARINT + 1):
+        rows = np.flatnonzero(left & (heads[:, width - 1] < 128))
+        left[rows] = False
+        lengths = sizes[rows] - np.uint64(width)
+        least = 0 if width == 1 else 1 << 7 * (width - 1)
+        if ((lengths < least) | (lengths >= min(1 << 7 * width, MAX_SECTION + 1))).any():
+            return None
+        for byte in range(width):
+            more = np.uint64(128 if byte < width - 1 else 0)
+            wanted = lengths >> np.uint64(7 * byte) & np.uint64(127) | more
+            if (heads[rows, byte] != wanted).any():
+                return None
+        for prefix in _PREFIXES:
+            behind = width + len(prefix)
+            ours = (heads[rows, width:behind] == np.frombuffer(prefix, np.uint8)).all(axis=1)
+            ours &= lengths >= len(prefix) + DIGEST_SIZE
+            keys[rows[ours]] = heads[rows[ours], behind - 2 : behind + DIGEST_SIZE]
+            size += int(lengths[ours].sum()) - int(ours.sum()) * (len(prefix) + DIGEST_SIZE)
+    return (keys, size) if keys[:, 0].all() else None
 
 
 def _parse(data: bytes, at: int) -> tuple[CidBytes, int, int]:

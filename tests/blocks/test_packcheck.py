@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cas_zarr.blocks import packcheck
 from cas_zarr.blocks.local import LocalBlocks
 from cas_zarr.blocks.pack import EMPTY_PAYLOAD, MAX_SECTION
 from cas_zarr.blocks.packcheck import check_pack, pack_paths, salvage
@@ -142,6 +143,41 @@ def test_two_damaged_sections_side_by_side(pack: tuple[Path, Blocks]) -> None:
     path.write_bytes(data)
     assert len(check_pack(str(path)).faults) >= 2
     assert dict(salvage(str(path))) == {cid: blocks[cid] for cid in order[:3] + order[5:]}
+
+
+def test_heads_are_read_at_once_and_as_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalBlocks(tmp_path / "packs", create=True)
+    chance = random.Random(5)
+    for number in range(3000):
+        data = chance.randbytes(chance.choice((0, 3, 90, 91, 128, 400, 17_000, 70_000)))
+        codec = (RAW, DAG_JSON)[number % 7 == 0]
+        cid = cid_of(codec, (BLAKE3, SHA256)[number % 2], data)
+        store.put(cid, data)
+    store.flush()
+    told: list[tuple[int, int]] = []
+    (path,) = pack_paths(str(tmp_path / "packs"))
+    quick = check_pack(path, data=False, progress=lambda *counts: told.append(counts))
+    assert quick.faults == ()
+    first = [sum(column) for column in zip(*told, strict=True)]
+    told.clear()
+    monkeypatch.setattr(packcheck._Checker, "_quick", lambda *_: False)
+    assert check_pack(path, data=False, progress=lambda *counts: told.append(counts)) == quick
+    assert [sum(column) for column in zip(*told, strict=True)] == first
+    assert first[0] == quick.blocks
+    assert len(told) > 1
+
+
+@pytest.mark.parametrize("place", [0, 1, 2**63, 2**64 - 51, 2**64 - 1])
+def test_an_index_that_says_anything(pack: tuple[Path, Blocks], place: int) -> None:
+    path, _ = pack
+    data = bytearray(path.read_bytes())
+    for at in (len(data) - 8, len(data) - 8 - 40):
+        changed = data.copy()
+        changed[at : at + 8] = place.to_bytes(8, "little")
+        path.write_bytes(changed)
+        assert check_pack(str(path), data=False).faults
 
 
 @pytest.mark.parametrize("size", [0, 10, 51, 60, 5000, -1, -1000])
