@@ -39,7 +39,7 @@ __all__ = ["BRANCHES", "NODES", "TAGS", "RepositoryBase", "logged"]
 NODES = ["a", "b", "g", "g/a", "g/b", "h", "h/a"]
 BRANCHES = ["main", "dev", "exp/1"]
 TAGS = ["v1", "v2"]
-VALUES = [b"", b"x", *([bytes([97 + n]) * 50 * n for n in range(2, 12)]), b"w" * ((1 << 20) + 9)]
+FEW = [b"", b"x", b"w" * ((1 << 20) + 9)]
 
 
 def _documents() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -93,6 +93,7 @@ class RepositoryBase(RuleBasedStateMachine):
         self.writers: dict[int, Writer] = {}
         self.roots: dict[bytes, Data] = {}
         self.root_of: dict[tuple[tuple[str, bytes], ...], bytes] = {}
+        self.spent: list[bytes] = []
         self.number = 0
         self.days = 0
 
@@ -244,6 +245,31 @@ class RepositoryBase(RuleBasedStateMachine):
         if number in self.writers:
             assert found == shown
 
+    def lean_on_garbage(self, dice: random.Random) -> None:
+        """Let a session write what was written and overwritten: it need not be stored again."""
+        if len(self.writers) >= 4:
+            return
+        world = self.pick_world(dice)
+        branch = self.pick_branch(dice, world)
+        values = [self.draw_value(dice), self.draw_value(dice)]
+        number = self.begin_work(dice, world, branch)
+        for value in values:
+            if number in self.writers:
+                self.put(number, "note", value)
+            if number in self.writers:
+                self.place_work(number, False, 0, False)
+        if number in self.writers:
+            self.end(number)
+        self.put(self.begin_work(dice, world, branch), "g/note", values[0])
+
+    def put(self, number: int, key: str, value: bytes) -> None:
+        writer = self.writers[number]
+        shown = {**writer.data, key: value}
+        with self.outlived(number):
+            actor = self.actors[writer.world][writer.actor]
+            assert actor.do("edit", number, [("set", key, value)]) == shown
+        writer.data = shown
+
     def draw_edit(
         self, dice: random.Random, world: int, shown: Data
     ) -> tuple[tuple[Any, ...] | None, Data]:
@@ -260,11 +286,11 @@ class RepositoryBase(RuleBasedStateMachine):
         if kind == "chunk":
             path = dice.choice(arrays)
             key = f"{path}/{chunk_key('c/2', (dice.randint(0, 3), dice.randint(0, 3)))}"
-            new[key] = dice.choice(VALUES)
+            new[key] = self.draw_value(dice)
             return ("set", key, new[key]), new
         if kind == "key":
             key = dice.choice(["note", "a/note", "g/note", "h/x/note"])
-            new[key] = dice.choice(VALUES)
+            new[key] = self.draw_value(dice)
             return ("set", key, new[key]), new
         if kind in ("attribute", "resize"):
             paths = arrays if kind == "resize" else ["", *NODES]
@@ -317,6 +343,14 @@ class RepositoryBase(RuleBasedStateMachine):
             return ("zarr", path, what, *arguments), new
         return self.draw_graft(dice, kind, world, shown)
 
+    def draw_value(self, dice: random.Random) -> bytes:
+        """Draw a value: a new one, or one that was written before and may be garbage by now."""
+        if dice.random() < 0.2:
+            return dice.choice(FEW)
+        if not self.spent or dice.random() < 0.5:
+            self.spent.append(b"%d " % len(self.spent) * dice.randint(1, 50))
+        return dice.choice(self.spent[-8:])
+
     def draw_graft(
         self, dice: random.Random, kind: str, world: int, shown: Data
     ) -> tuple[tuple[Any, ...] | None, Data]:
@@ -346,7 +380,7 @@ class RepositoryBase(RuleBasedStateMachine):
         """Flush or commit a session."""
         if not self.writers:
             return
-        commit, leave = dice.random() < 0.5, dice.random() < 0.5
+        commit, leave = dice.random() < 0.5, dice.random() < 0.8
         when = dice.randint(0, 60)
         number = dice.choice(sorted(self.writers))
         self.place_work(number, commit, when, leave)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,7 +27,7 @@ __all__ = [
 ]
 
 Data = dict[str, bytes]
-Side = Literal["ours", "theirs"]
+Side = Literal["base", "ours", "theirs"]
 
 _CHUNK = re.compile(r"c/(\d+)/(\d+)")
 _ATTRIBUTES = {"attributes", "consolidated_metadata"}
@@ -256,30 +255,37 @@ def _resized(before: dict[str, Any], after: dict[str, Any]) -> tuple[int, ...] |
 def _merge_documents(
     base: bytes | None, ours: bytes | None, theirs: bytes | None, clash: Any
 ) -> bytes | None:
+    held = {"base": base, "ours": ours, "theirs": theirs}
     if ours is None or theirs is None:
-        return ours if clash("a document was deleted and changed") == "ours" else theirs
+        return held[clash("a document was deleted and changed")]
     if ours == base or theirs == base:
         return theirs if ours == base else ours
     values = [{} if one is None else json.loads(one) for one in (base, ours, theirs)]
     parts = [{key: value for key, value in one.items() if key not in _ATTRIBUTES} for one in values]
     if parts[1] != parts[2] and parts[0] not in parts[1:]:
-        chosen = parts[1 if clash("a layout was changed twice") == "ours" else 2]
+        side = clash("a layout was changed twice")
+        if held[side] is None:
+            return None
+        chosen = parts[list(held).index(side)]
         values[1:] = [
             chosen | {key: value for key, value in one.items() if key in _ATTRIBUTES}
             for one in values[1:]
         ]
     if base is None:
         values[0] = _MISSING  # type: ignore[call-overload]
-    return dump(_merge_fields(*values, clash))
+    merged = _merge_fields(*values, clash)
+    return None if merged is _MISSING else dump(merged)
 
 
 def _merge_fields(base: Any, ours: Any, theirs: Any, clash: Any) -> Any:
-    if ours == theirs:
-        return base if base == ours else ours
+    if ours == theirs:  # but perhaps with its members in another order
+        if base == ours:
+            return base
+        return ours if ours is _MISSING else min(ours, theirs, key=json.dumps)
     if ours == base or theirs == base:
         return theirs if ours == base else ours
     if not (isinstance(ours, dict) and isinstance(theirs, dict)):
-        return ours if clash("a field was changed twice") == "ours" else theirs
+        return {"base": base, "ours": ours, "theirs": theirs}[clash("a field was changed twice")]
     before = base if isinstance(base, dict) else {}
     merged = {}
     for name in (*before, *sorted((ours.keys() | theirs.keys()) - before.keys())):
@@ -351,15 +357,14 @@ class World:
         return sorted(best, key=lambda cid: (-self.commits[cid].time, cid))
 
     def between(self, a: bytes, b: bytes, depth: int = 0) -> Data:
-        """Return what two versions have in common: merge bases, merged as far as they can be."""
+        """Return what two versions have in common: of several merge bases, what they agree on."""
         bases = self.merge_bases(a, b)
         if not bases:
             return {}
         data = self.commits[bases[0]].data
         for other in bases[1:] if depth < MAX_CROSSWISE else ():
             before = self.between(bases[0], other, depth + 1)
-            with suppress(Clash):
-                data = unite(before, data, self.commits[other].data)
+            data = unite(before, data, self.commits[other].data, "base")
         return data
 
     def is_torn(self, a: bytes | None, b: bytes) -> bool:

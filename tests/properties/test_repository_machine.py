@@ -35,11 +35,12 @@ from cas_zarr.tree.walk import reachable
 
 LOG_AGE = timedelta(days=30)
 WAYS = {
-    "go_apart_and_meet": 8,
+    "go_apart_and_meet": 6,
     "combine_two": 4,
     "work": 2,
     "open_session": 3,
     "write": 3,
+    "lean_and_collect": 4,
     "finish": 4,
     "move_refs": 3,
     "look_around": 3,
@@ -102,6 +103,13 @@ class RepositoryMachine(RepositoryBase):
     def look_around(self, dice: random.Random) -> None:
         ways = ["compare", "compare", "log", "log", "read_all"]
         getattr(self, dice.choice(ways))(dice)
+
+    def lean_and_collect(self, dice: random.Random) -> None:
+        """Collect while a session leans on garbage."""
+        self.lean_on_garbage(dice)
+        for _ in range(dice.randint(1, 3)):
+            self.collect(dice)
+        self.finish(dice)
 
     def clean(self, dice: random.Random) -> None:
         ways = ["collect", "collect", "collect", "expire", "repack", "reopen"]
@@ -433,7 +441,7 @@ class RepositoryMachine(RepositoryBase):
 
     def collect(self, dice: random.Random) -> None:
         grace = timedelta(days=dice.randint(0, 1))
-        log_age = dice.choice([LOG_AGE, LOG_AGE, timedelta(0)])
+        log_age = dice.choice([LOG_AGE, timedelta(0)])
         later = dice.randint(0, 2)
         world = self.pick_world(dice)
         self.days += later
@@ -675,6 +683,6 @@ class LongRepositoryMachine(RepositoryMachine):
 SETTINGS = {"suppress_health_check": list(HealthCheck)}
 
 TestRepository = RepositoryMachine.TestCase
-TestRepository.settings = settings(max_examples=12, stateful_step_count=30, **SETTINGS)
+TestRepository.settings = settings(max_examples=20, stateful_step_count=30, **SETTINGS)
 TestRepositoryAtLength = pytest.mark.slow(LongRepositoryMachine.TestCase)
 TestRepositoryAtLength.settings = settings(max_examples=60, stateful_step_count=40, **SETTINGS)
