@@ -29,7 +29,6 @@ from matplotlib.colors import ListedColormap, TwoSlopeNorm
 
 from cas_zarr import CASStore, ConflictError, Repository
 from cas_zarr.cid import format_cid
-from cas_zarr.repository.gc import collect
 
 FILE = Path(iris_sample_data.path) / "ostia_monthly.nc"
 FIELD = "surface_temperature"
@@ -147,7 +146,7 @@ def throw_away(repository: Repository, folder: Path) -> None:
     kept = repository.gc(grace=timedelta(0))
     print(f"deleted, collected: {kept.deleted_size / 1e6:.2f} MB; the log still has the branch,")
     print(f"as {repository.resolve('experiment@{1}').name}, for 30 days: nothing of it is lost yet")
-    report = collect(repository, grace=timedelta(0), log_age=timedelta(0), max_unused=0.0)
+    report = repository.gc(grace=timedelta(0), log_age=timedelta(0), max_unused=0.0)
     print(
         f"log dropped, collected: {report.deleted_blocks} blocks, "
         f"{report.deleted_size / 1e6:.2f} MB; repository: {size_of(folder) / 1e6:5.2f} MB"
