@@ -31,6 +31,7 @@ _ONE: Final = np.uint64(1)
 _LONGEST: Final = np.uint64(63)  # _ONE * 63 is a float before NumPy 2
 _MOST: Final = np.uint64(2**64 - 1)
 _BATCH: Final = 128  # pages that are open at once: some MB
+_WIDEST: Final = 4096  # pages of `b` beside one of `a` that are opened where only `a` counts
 
 
 def descend(
@@ -52,7 +53,9 @@ def descend(
     a, b : ChunkTree or None
         Trees of equally many dimensions.
     only_a : bool
-        Leave out, and do not open, pages of `b` where `a` has nothing that differs.
+        Leave out, and do not open, pages of `b` where `a` has nothing that differs. Where `b` has
+        very many beside a page of `a`, what they share is not looked for: a few pages can claim
+        more than any memory holds.
     fresh : callable, optional
         Given pages of `a` that are about to be opened; returns those that shall be.
     on_error : pair of callables, optional
@@ -68,6 +71,9 @@ def descend(
         while levels[one] > levels[other] and levels[other] >= 0:
             if one == 0 and fresh is not None and levels[0] < sides[0].level:
                 rows[0] = fresh(rows[0])
+            if only_a and one == 1 and len(rows[1]) > _WIDEST:
+                rows[1], levels[1] = empty_table(), CHUNKS
+                break
             rows[one] = sides[one].open(rows[one], levels[one])
             levels[one] -= 1
             if one == 0 or not only_a:
@@ -86,6 +92,8 @@ def descend(
             rows_a = fresh(rows_a)
         if only_a:
             rows_b = rows_b.take(_touching(rows_b, rows_a, sides[0].bits))
+            if len(rows_b) > _WIDEST:
+                rows_b = empty_table()
         below_a, below_b = without_shared(
             sides[0].open(rows_a, level), sides[1].open(rows_b, level)
         )

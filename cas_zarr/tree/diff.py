@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from cas_zarr.errors import LimitError
 from cas_zarr.tree.chunktree import ChunkTree, TreeRef
 from cas_zarr.tree.descent import CHUNKS, descend, matches
 from cas_zarr.tree.keys import parse_form
@@ -22,6 +23,8 @@ from cas_zarr.tree.view import TreeView, walk_nodes
 __all__ = ["ChunkChanges", "NodeChange", "Status", "Totals", "diff", "differing_chunks"]
 
 Status: TypeAlias = Literal["added", "removed", "moved", "changed"]
+
+_MOST: Final = 1 << 26  # chunks that differ: some GB in memory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -381,13 +384,31 @@ def differing_chunks(a: ChunkTree | None, b: ChunkTree | None) -> tuple[Table, T
     """Return the chunks of two trees that are not the same in both, in order of their codes.
 
     Level by level, what both have with the same box and CID is dropped; only the rest is opened.
+
+    Raises
+    ------
+    LimitError
+        If they are more than memory may hold: a few pages can claim any number of chunks.
     """
     found: tuple[list[Table], list[Table]] = ([], [])
+    counts = [0 if tree is None else tree.ref.chunks for tree in (a, b)]
+    _check_count(abs(counts[0] - counts[1]))
+    count = 0
     for level, rows_a, rows_b in descend(a, b):
         if level == CHUNKS:
             found[0].append(rows_a)
             found[1].append(rows_b)
+            count += max(len(rows_a), len(rows_b))
+            _check_count(count)
     return concatenate(found[0]), concatenate(found[1])
+
+
+def _check_count(count: int) -> None:
+    if count > _MOST:
+        raise LimitError(
+            f"two versions of an array differ in more than {_MOST} chunks, too many to list; "
+            "compare the CIDs of boxes of it instead"
+        )
 
 
 def _changes_of(form: str, ndim: int, old: Table, new: Table) -> ChunkChanges:

@@ -11,10 +11,11 @@ from building import CountingBlocks, fake_cids, leaf
 
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import BLAKE3, DAG_CBOR, DAG_JSON, DAG_PB, RAW, CidBytes, cid_of, codec_of
-from cas_zarr.errors import BlockNotFoundError
+from cas_zarr.errors import BlockNotFoundError, LimitError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.tree import shards
 from cas_zarr.tree.chunktree import TreeRef
+from cas_zarr.tree.diff import diff
 from cas_zarr.tree.node import Header, Node, Root
 from cas_zarr.tree.page import Page
 from cas_zarr.tree.walk import reachable
@@ -88,10 +89,10 @@ def inner(cid: CidBytes, width: int, level: int, count: int) -> Page:
     )
 
 
-def test_seven_pages_that_claim_ten_to_the_eighteenth_chunks_are_walked_once() -> None:
-    blocks = CountingBlocks()
+def deep_claim(blocks: MemoryBlocks, pages: int = 7) -> tuple[CidBytes, int]:
+    """Return a root with an array of so many pages, and the chunks that they claim."""
     page, count = leaf(list(range(512)), [1] * 512), 512
-    for level in range(1, 7):
+    for level in range(1, pages):
         cid = cid_of(DAG_CBOR, BLAKE3, page.to_block())
         blocks.put(cid, page.to_block())
         width = 511 if level == 6 else 512
@@ -101,12 +102,36 @@ def test_seven_pages_that_claim_ten_to_the_eighteenth_chunks_are_walked_once() -
     ref = TreeRef(cid_of(DAG_CBOR, BLAKE3, top), count, count)
     root = Root(Header(), Node({".zarray": b"{}"}, trees={"/2": ref}))
     blocks.put(root.cid(), root.to_block())
-    found = [cid for _, cid in reachable(blocks, root.cid())]
+    return root.cid(), count
+
+
+def test_seven_pages_that_claim_ten_to_the_eighteenth_chunks_are_walked_once() -> None:
+    blocks = CountingBlocks()
+    root, count = deep_claim(blocks)
+    found = [cid for _, cid in reachable(blocks, root)]
     assert len(found) == 1 + 7 + 512
-    mapping = CASMapping(blocks, root.cid())
+    mapping = CASMapping(blocks, root)
     assert mapping.prefix_size("") == count + 2
     assert len(list(itertools.islice(mapping, 1000))) == 1000
     assert mapping.size_of("5/7") == 1
+
+
+@pytest.mark.parametrize("pages", [3, 7])
+def test_pages_that_claim_too_much_are_not_gone_through_where_they_came_before(pages: int) -> None:
+    blocks = CountingBlocks()
+    old = deep_claim(blocks, pages)[0]
+    mapping = CASMapping(blocks)
+    mapping[".zarray"] = b"{}"
+    for x in range(0, 2**32, 2**22):  # two levels
+        mapping[f"{x}/{x}"] = b"%d" % x
+    new = mapping.flush()
+    found = {cid for _, cid in reachable(blocks, new, since=old)}
+    assert found == {cid for _, cid in reachable(blocks, new)}
+    (change,) = diff(CASMapping(blocks, old).view, CASMapping(blocks).view)
+    with pytest.raises(LimitError, match="differ in more than"):
+        change.chunks  # noqa: B018
+    with pytest.raises(LimitError, match="compare the CIDs of boxes"):
+        list(diff(CASMapping(blocks, old).view, mapping.view))
 
 
 def test_a_page_that_is_also_a_value_is_walked_through() -> None:
