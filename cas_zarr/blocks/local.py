@@ -63,6 +63,7 @@ _EXACT = 1 << 15  # larger blocks are read alone, without a copy
 _AHEAD = 1 << 16  # a gap that still counts as reading on
 _COARSE = 2_500_000_000  # nanoseconds within which a folder may change without a new time stamp
 _ATTEMPTS = 16
+_MANY = 256  # blocks from which an index is gone through with all of them at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +288,17 @@ class LocalBlocks(CollectableBlocks):
         if not all(flags) and self._look_again():
             flags = [found is not None for found in self._find_many_here(keys)]
         return flags
+
+    def has_array(self, keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Tell for each of many multihashes, (n, 34) uint8, whether its block is held."""
+        held = np.zeros(len(keys), bool)
+        if len(keys) >= _MANY:
+            for holder in reversed(self._directory.holders()):
+                left = np.flatnonzero(~held)
+                held[left] = holder.index.find_many(keys[left]) >= 0
+        for row in np.flatnonzero(~held).tolist():  # they may be in a pack that is new
+            held[row] = self._find(keys[row].tobytes()) is not None
+        return held
 
     def _size(self, cid: CidBytes) -> int | None:
         found = self._find(cid[-KEY_SIZE:])

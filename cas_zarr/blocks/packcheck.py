@@ -408,6 +408,8 @@ def _keys_at(
     size = 0
     for width in range(1, _LONGEST_VARINT + 1):
         rows = np.flatnonzero(left & (heads[:, width - 1] < 128))
+        if not len(rows):
+            continue
         left[rows] = False
         lengths = sizes[rows] - np.uint64(width)
         least = 0 if width == 1 else 1 << 7 * (width - 1)
@@ -422,6 +424,8 @@ def _keys_at(
             behind = width + len(prefix)
             ours = (heads[rows, width:behind] == np.frombuffer(prefix, np.uint8)).all(axis=1)
             ours &= lengths >= len(prefix) + DIGEST_SIZE
+            if not ours.any():
+                continue
             keys[rows[ours]] = heads[rows[ours], behind - 2 : behind + DIGEST_SIZE]
             size += int(lengths[ours].sum()) - int(ours.sum()) * (len(prefix) + DIGEST_SIZE)
     return (keys, size) if keys[:, 0].all() else None

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cas_zarr.blocks.base import BlockStore
+from cas_zarr.blocks.index import KEY_SIZE
+from cas_zarr.blocks.local import LocalBlocks
 from cas_zarr.cid import DAG_PB, DIGEST_SIZE, CidBytes, format_cid, hash_of
 from cas_zarr.codecs.unixfs import FileNode, decode_file_node
 from cas_zarr.errors import BlockNotFoundError, CasZarrError, FormatError, LimitError, NotFoundError
@@ -28,7 +30,7 @@ from cas_zarr.tree.morton import coordinates_of, decode
 from cas_zarr.tree.node import Node, Root, ShardRef, Value
 from cas_zarr.tree.page import CID_SIZE, Page
 from cas_zarr.tree.shards import TreeReader
-from cas_zarr.tree.table import from_page
+from cas_zarr.tree.table import Table, concatenate, from_page
 
 __all__ = ["Checker", "Heal", "Progress", "Seen"]
 
@@ -39,6 +41,7 @@ Heal = Callable[[Sequence[CidBytes]], Sequence[bool]]
 """Tries to put damaged or missing blocks anew; tells for each whether it can be read now."""
 
 _AHEAD = 64  # pages that are read at once
+_TABLES = 128  # pages whose chunks are looked for at once
 _BYTES = 64 << 20  # of values that are read at once
 _MAX_FILE_DEPTH = 16
 _HEAD = slice(CID_SIZE - DIGEST_SIZE, CID_SIZE - DIGEST_SIZE + 8)
@@ -267,10 +270,14 @@ class Checker:
         if top is None:
             return
         stack = [(top, 0, self._rows(top))]
+        tables: list[Table] = []
         while stack:
             page, low, rows = stack[-1]
             if page.prefixes is None:
-                self._chunks(path, kind, tree, page, low)
+                tables.append(from_page(page, low, tree.bits))
+                if len(tables) == _TABLES:
+                    self._chunks(path, kind, tree, concatenate(tables))
+                    tables.clear()
                 stack.pop()
                 continue
             row = next(rows, None)
@@ -280,6 +287,8 @@ class Checker:
             child = self._child(path, kind, tree, page, low, row)
             if child is not None:
                 stack.append((*child, self._rows(child[0])))
+        if tables:
+            self._chunks(path, kind, tree, concatenate(tables))
 
     def _top(self, tree: ChunkTree, data: bytes) -> Page:
         self.reader.remember(tree.ref.cid, Page.from_block(data, "a page"))
@@ -325,8 +334,7 @@ class Checker:
 
         return self.block("page", path, cid, parse, hurts)
 
-    def _chunks(self, path: str, kind: str, tree: ChunkTree, page: Page, low: int) -> None:
-        table = from_page(page, low, tree.bits)
+    def _chunks(self, path: str, kind: str, tree: ChunkTree, table: Table) -> None:
         base = f"{path}/" if path else ""
 
         def names(rows: NDArray[np.intp]) -> Iterable[str]:
@@ -414,15 +422,13 @@ class Checker:
         hurt = np.zeros(len(cids), bool)
         if not len(cids):
             return hurt
-        flat = cids.tobytes()
-        keys = [CidBytes(flat[i : i + CID_SIZE]) for i in range(0, len(flat), CID_SIZE)]
-        wanted = self._chosen(cids, keys)
+        wanted = self._chosen(cids)
         held = ~wanted
         if self._promises or not wanted.all():
-            held[:] = self.blocks.has_many(keys)
+            held[:] = self._held(cids)
             if self._promises:
                 wanted &= held
-                self.promised += len(keys) - int(held.sum())
+                self.promised += len(cids) - int(held.sum())
             else:
                 wanted |= ~held  # reading says why it is not there
             held &= ~wanted
@@ -430,19 +436,25 @@ class Checker:
         while len(rows):
             cut = max(1, int(np.searchsorted(np.cumsum(sizes[rows].astype(np.float64)), _BYTES)))
             part, rows = rows[:cut], rows[cut:]
-            self._read(part, keys, sizes, names, hurt)
+            self._read(part, cids, sizes, names, hurt)
         self._counted(int(held.sum()), int(sizes[held].sum()))
         if hurt.any():
             self._bad.add(_heads(cids[hurt]))
         return hurt
 
-    def _chosen(self, cids: _Rows, keys: list[CidBytes]) -> NDArray[np.bool_]:
+    def _held(self, cids: _Rows) -> NDArray[np.bool_]:
+        """Return a mask of the blocks that are here."""
+        if isinstance(self.blocks, LocalBlocks):
+            return self.blocks.has_array(cids[:, -KEY_SIZE:])
+        return np.array(self.blocks.has_many(_cids(cids)), bool)
+
+    def _chosen(self, cids: _Rows) -> NDArray[np.bool_]:
         """Return a mask of the blocks to read."""
         if self._data and self._suspects is None:
             return np.ones(len(cids), bool)
         chosen = np.zeros(len(cids), bool)
         if self._suspects:
-            chosen |= np.array([key[2:] in self._suspects for key in keys], bool)
+            chosen |= np.array([cid[-KEY_SIZE:] in self._suspects for cid in _cids(cids)], bool)
         if self._limit:
             drawn = (_heads(cids) ^ self._seed) * np.uint64(0x9E3779B97F4A7C15)
             drawn ^= drawn >> np.uint64(32)
@@ -452,12 +464,12 @@ class Checker:
     def _read(
         self,
         rows: NDArray[np.intp],
-        keys: list[CidBytes],
+        cids: _Rows,
         sizes: _Sizes,
         names: _Namer,
         hurt: NDArray[np.bool_],
     ) -> None:
-        asked = [keys[row] for row in rows.tolist()]
+        asked = _cids(cids[rows])
         try:
             lengths = [len(data) for data in self.blocks.get_many(asked)]
         except CasZarrError:
@@ -581,6 +593,11 @@ class _Hurt:
 
 def _rows(cids: Sequence[CidBytes]) -> _Rows:
     return np.frombuffer(b"".join(cids), np.uint8).reshape(-1, CID_SIZE)
+
+
+def _cids(rows: _Rows) -> list[CidBytes]:
+    flat = rows.tobytes()
+    return [CidBytes(flat[i : i + CID_SIZE]) for i in range(0, len(flat), CID_SIZE)]
 
 
 def _heads(cids: _Rows) -> NDArray[np.uint64]:
