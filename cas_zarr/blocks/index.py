@@ -21,7 +21,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from struct import Struct
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,13 @@ from numpy.typing import NDArray
 from cas_zarr.cid import DIGEST_SIZE, HASHES
 from cas_zarr.codecs.carindex import Digests, IndexGroup, Offsets, group_arrays, index_groups
 
-__all__ = ["KEY_SIZE", "Directory", "Holder", "PackIndex", "SearchIndex", "multihashes"]
+__all__ = ["KEY_SIZE", "Directory", "Heads", "Holder", "PackIndex", "SearchIndex", "multihashes"]
 
 KEY_SIZE = DIGEST_SIZE + 2
 """Bytes of a multihash of the hash functions known here: code, length, digest."""
+
+Heads: TypeAlias = "dict[bytes, NDArray[np.unsignedinteger]]"
+"""The first eight bytes of the digests of an index, by the multihash prefix of their group."""
 
 _RECORD = DIGEST_SIZE + 8
 _UNSORTED_SEARCH = 64  # an index of so many records is searched from end to end
@@ -128,25 +131,31 @@ class PackIndex:
                     found[ours[i]] = offset
         return found
 
-    def find_rows(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
+    def find_rows(self, keys: NDArray[np.uint8], memo: Heads | None = None) -> NDArray[np.int64]:
         """Return where many multihashes, (n, 34) uint8, stand among `records`; -1 for none.
 
-        For many keys at once: every record is looked at.
+        For many keys at once: the first time every record is looked at, and the heads of the
+        digests, 8 bytes each, are put into `memo` for the next.
         """
+        memo = {} if memo is None else memo
         found = np.full(len(keys), -1, dtype=np.int64)
         first = 0
         for prefix, group in self._groups.items():
             ours = np.flatnonzero((keys[:, 0] == prefix[0]) & (keys[:, 1] == prefix[1]))
             if len(ours):
                 digests = group_arrays(self._buffer, group)[0]
-                heads, wanted = _heads(digests, 8), keys[ours, 2:]
-                at = np.minimum(np.searchsorted(heads, _heads(wanted, 8)), group.count - 1)
-                same = (digests[at] == wanted).all(axis=1)
+                if prefix not in memo:
+                    memo[prefix] = _heads(digests, 8)
+                heads, wanted = memo[prefix], _heads(keys[ours, 2:10], 8)
+                at = np.minimum(np.searchsorted(heads, wanted), group.count - 1)
+                hits = np.flatnonzero(heads[at] == wanted)
+                ours, at = ours[hits], at[hits]
+                same = (digests[at] == keys[ours, 2:]).all(axis=1)
                 found[ours[same]] = at[same] + first
-                for i in np.flatnonzero(~same & (heads[at] == _heads(wanted, 8))).tolist():
-                    row = self._row(group, wanted[i].tobytes())  # equal heads: never by chance
+                for i in ours[~same].tolist():  # equal heads: never by chance
+                    row = self._row(group, keys[i, 2:].tobytes())
                     if row is not None:
-                        found[ours[i]] = row + first
+                        found[i] = row + first
             first += group.count
         return found
 
@@ -202,7 +211,9 @@ class SearchIndex(Protocol):
 
     def find_many(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]: ...
 
-    def find_rows(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]: ...
+    def find_rows(
+        self, keys: NDArray[np.uint8], memo: Heads | None = None
+    ) -> NDArray[np.int64]: ...
 
     def records(self) -> list[tuple[int, Digests, Offsets]]: ...
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from cas_zarr.blocks import disk
 from cas_zarr.blocks.base import MAX_BLOCK_SIZE
-from cas_zarr.blocks.index import KEY_SIZE, PackIndex, SearchIndex
+from cas_zarr.blocks.index import KEY_SIZE, Heads, PackIndex, SearchIndex
 from cas_zarr.cid import BLAKE3, CidBytes, decode_varint
 from cas_zarr.codecs.car import DATA_START, encode_roots, encode_wrapper, parse_cid, parse_wrapper
 from cas_zarr.codecs.carindex import Digests, Offsets, encode_index
@@ -217,8 +217,8 @@ class _SleepingIndex:
     def find_many(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
         return self._index().find_many(keys)
 
-    def find_rows(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
-        return self._index().find_rows(keys)
+    def find_rows(self, keys: NDArray[np.uint8], memo: Heads | None = None) -> NDArray[np.int64]:
+        return self._index().find_rows(keys, memo)
 
     def records(self) -> list[tuple[int, Digests, Offsets]]:
         return self._index().records()

@@ -16,7 +16,7 @@ from cas_zarr.blocks import disk
 from cas_zarr.blocks.collectable import Marks, Swept
 from cas_zarr.blocks.condemned import Condemned, encode_condemned
 from cas_zarr.blocks.folder import PackFolder
-from cas_zarr.blocks.index import KEY_SIZE, multihashes
+from cas_zarr.blocks.index import KEY_SIZE, Heads, multihashes
 from cas_zarr.blocks.merge import DamagedPackError, merge
 from cas_zarr.blocks.pack import EMPTY_PAYLOAD, Pack
 
@@ -24,6 +24,7 @@ __all__ = ["PackMarks"]
 
 _LEAST_BATCH = 1 << 16
 _LARGEST_BATCH = 1 << 20
+_MOST_BITS = 20  # 36 MB
 
 
 class PackMarks(Marks):
@@ -44,15 +45,27 @@ class PackMarks(Marks):
         self._packs = {pack.name: pack for pack in packs}
         self._spared = frozenset(spared)
         self._marks = {name: np.zeros(p.index.count, bool) for name, p in self._packs.items()}
+        self._heads: dict[str, Heads] = {name: {} for name in self._packs}
         self._waiting: list[NDArray[np.uint8]] = []
         self._count = 0
         self.blocks = sum(len(marks) for marks in self._marks.values())
         self.size = sum(pack.data_size - len(EMPTY_PAYLOAD) for pack in packs)
         self._batch = min(max(self.blocks // 16, _LEAST_BATCH), _LARGEST_BATCH)
+        # Versions name the same blocks again and again: the last multihash of each beginning
+        bits = min(max(self.blocks.bit_length(), 1), _MOST_BITS)
+        self._shift = np.uint32(32 - bits)
+        self._last = np.zeros((1 << bits, KEY_SIZE), np.uint8)
 
     # docstrings inherited
 
     def mark(self, keys: NDArray[np.uint8]) -> None:
+        begins = np.ascontiguousarray(keys[:, 2:6]).view(">u4").ravel().astype(np.uint32)
+        places = begins >> self._shift
+        fresh = (self._last[places] != keys).any(axis=1)
+        if not fresh.any():
+            return
+        keys = keys[fresh]
+        self._last[places[fresh]] = keys
         self._waiting.append(keys)
         self._count += len(keys)
         if self._count >= self._batch:
@@ -123,6 +136,7 @@ class PackMarks(Marks):
     def _forget(self, name: str) -> None:
         del self._packs[name]
         del self._marks[name]
+        del self._heads[name]
 
     def _look_up(self) -> None:
         if not self._count:
@@ -132,7 +146,7 @@ class PackMarks(Marks):
         order = np.argsort(np.ascontiguousarray(keys[:, 2:10]).view(">u8").ravel())
         keys = keys[order]  # so that each index is gone through from end to end
         for name, pack in self._packs.items():
-            rows = pack.index.find_rows(keys)
+            rows = pack.index.find_rows(keys, self._heads[name])
             rows = rows[rows >= 0]
             if len(rows) and len(self._marks[name]) == pack.index.count:
                 self._marks[name][rows] = True
@@ -160,6 +174,7 @@ class PackMarks(Marks):
         self._forget(pack.name)
         if new is not None:
             self._packs[new.name] = new
+            self._heads[new.name] = {}
             fresh = self._marks[new.name] = np.zeros(new.index.count, bool)
             fresh[new.index.find_rows(stays[marks[~goes]])] = True
             if pack.name in self._spared:
