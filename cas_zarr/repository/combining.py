@@ -7,7 +7,7 @@ branch that is not committed is carried over.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -186,8 +186,7 @@ class Mover:
         except ConflictError as error:
             raise ConflictError(
                 f"{what} conflicts with branch {self.branch!r}, and nothing was moved: "
-                f"{summary(error)}. Say how to resolve it: 'ours', 'theirs' or a function of three "
-                "arrays",
+                f"{summary(error)}{_ways_out(error.conflicts)}",
                 error.conflicts,
             ) from None
 
@@ -242,6 +241,18 @@ def unite(
     cid = cid_of(DAG_JSON, merged.root.header.function, data)
     blocks.put(cid, data)
     return cid, merged.notes, merged.resolved
+
+
+def _ways_out(conflicts: Sequence[Conflict]) -> str:
+    """Say how conflicts can be resolved; of other hashes, which are none, all is said already."""
+    if not conflicts:
+        return ""
+    if all(conflict.kind == "chunk" for conflict in conflicts):
+        return ". Say how to resolve it: 'ours', 'theirs' or a function of three arrays"
+    return (
+        ". Say how to resolve it: 'ours' or 'theirs', or a resolver that looks at each; a function "
+        "of three arrays is for chunks alone"
+    )
 
 
 def _taking(side: Literal["ours", "theirs", "base"]) -> Resolver:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import CidBytes, format_cid
-from cas_zarr.errors import CasZarrError, ConflictError
+from cas_zarr.errors import CasZarrError, ConflictError, InvalidArgumentError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.commit import Commit
 from cas_zarr.repository.guard import Guard
@@ -346,6 +346,8 @@ def signed(commit: Commit, key: Any) -> Commit:
 
 def subject(message: str) -> str:
     """Return the first line of a message that has something on it."""
+    if not isinstance(message, str):
+        raise InvalidArgumentError(f"message of a commit is text, not a {type(message).__name__}")
     return next((line.strip() for line in message.splitlines() if line.strip()), "")
 
 

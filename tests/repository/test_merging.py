@@ -329,7 +329,7 @@ def test_a_merge_of_another_hash_is_refused(repo: Repository, tmp_path: Path) ->
             if known is not None and known[-32:] == cid[-32:]:
                 repo.blocks.put(known, data)
         repo.blocks.put(cid, data)
-    with pytest.raises(ConflictError, match="sha2-256"):
+    with pytest.raises(ConflictError, match=r"sha2-256; write one of them anew .* the other$"):
         merge(repo, record.commit)  # type: ignore[arg-type]
 
 
@@ -397,6 +397,18 @@ def test_a_function_that_gives_the_fill_value_takes_the_chunk_away(repo: Reposit
     commit(repo, "theirs", {"a/c/0": b"\x02"}, "side")
     merge(repo, "side", resolve=lambda base, ours, theirs: 0 * (base + ours + theirs))
     assert "a/c/0" not in content(repo)
+
+
+def test_a_conflict_says_what_can_resolve_it(repo: Repository) -> None:
+    commit(repo, "ours", {"a/c/0": b"ours"})
+    commit(repo, "theirs", {"a/c/0": b"theirs"}, "side")
+    with pytest.raises(ConflictError, match=r"'ours', 'theirs' or a function of three arrays$"):
+        merge(repo, "side")
+    commit(repo, "ours", {"k": b"ours"})
+    commit(repo, "theirs", {"k": b"theirs"}, "side")
+    for resolve in (None, lambda *arrays: arrays[0]):
+        with pytest.raises(ConflictError, match="function of three arrays is for chunks alone"):
+            merge(repo, "side", resolve=resolve)
 
 
 def test_what_is_no_chunk_stays_a_conflict(repo: Repository) -> None:

@@ -125,6 +125,8 @@ def test_a_bad_message_loses_nothing(path: Path) -> None:
     one.prepare().set_value("a", b"1")
     with pytest.raises(LimitError):
         one.commit("x" * 70_000)
+    with pytest.raises(InvalidArgumentError, match="message of a commit is text, not a int"):
+        one.commit(5)  # type: ignore[arg-type]
     one.flush()
     assert content(path) == {"a": b"1"}
 
