@@ -13,7 +13,11 @@ from cas_zarr.errors import InvalidCIDError, InvalidKeyError
 __all__ = ["MAX_NAME_BYTES", "check_name", "looks_like_cid"]
 
 MAX_NAME_BYTES = 512
-"""Longest name of a ref, in bytes of UTF-8; a segment is at most 255, as in file systems."""
+"""Longest name of a ref, in bytes of UTF-8; a segment is at most 255, as in file systems.
+
+That of a branch or a tag is 32 bytes shorter: work that cannot be placed on a branch is kept under
+``conflicts/<branch>/<end of a cid>``.
+"""
 
 # The shortest text of a CID whose hash has 32 bytes is CIDv0 in base58: 46 characters.
 _SHORTEST_CID = 46
@@ -56,8 +60,9 @@ def _fault(name: str) -> str | None:
         encoded = name.encode("utf-8")
     except UnicodeEncodeError:
         return "has a lone surrogate"
-    if len(encoded) > MAX_NAME_BYTES:
-        return f"is longer than {MAX_NAME_BYTES} bytes"
+    longest = MAX_NAME_BYTES - (0 if name.startswith("conflicts/") else 32)
+    if len(encoded) > longest:
+        return f"is longer than {longest} bytes"
     if _FORBIDDEN.search(name):
         return "has a space, a control character or one of ~ ^ : ? * [ \\"
     if ".." in name or "@{" in name:

@@ -107,6 +107,17 @@ def test_a_kept_root_has_a_name(refs: Refs) -> None:
     assert refs.kept(name) is None
 
 
+def test_work_can_be_kept_for_any_branch(refs: Refs) -> None:
+    longest = "/".join(["b" * 95] * 5 + ["x" * 10])
+    with pytest.raises(InvalidKeyError, match="longer than 480 bytes"):
+        refs.update(longest, expected=None, new=ONE)
+    refs.update(longest[:480], expected=None, new=ONE)
+    name = refs.keep(longest[:480], ONE)
+    assert refs.kept(name) == ONE
+    refs.forget(name)
+    assert refs.all_kept() == []
+
+
 @pytest.mark.parametrize(
     "name",
     [
