@@ -157,9 +157,10 @@ class Commit(ReadableCids):
             raise FormatError(f"block {name} is no commit: {error}") from None
         if not isinstance(value, dict) or value.get("type") != COMMIT_TYPE:
             raise FormatError(f"block {name} is no commit")
-        if value.get("version") != COMMIT_VERSION or isinstance(value["version"], bool):
+        version = value.get("version")
+        if type(version) is not int or version != COMMIT_VERSION:
             raise FormatError(
-                f"commit {name} has format version {value.get('version')!r}; this cas_zarr knows "
+                f"commit {name} has format version {version!r}; this cas_zarr knows "
                 f"{COMMIT_VERSION}: use a newer one"
             )
         keys = set(value)

@@ -66,7 +66,8 @@ _EXPRESSION = re.compile(rf"([^~^]*?)((?:{_SUFFIX.pattern})*)")
 _PLACE = re.compile(rf"((?>@{TIME_PATTERN}|[^:])*+)(?::(.*))?", re.DOTALL)
 _MAX_EXPRESSION = 4096
 _MAX_STEPS = 1_000_000
-_MEMO_LIMIT = 1 << 14
+_MEMO_LIMIT = 1 << 14  # commits
+_MEMO_BYTES = 32 << 20  # of their blocks: metadata can be large
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -116,16 +117,20 @@ class Commits:
     def __init__(self, blocks: BlockStore, refs: Refs) -> None:
         self._blocks = blocks
         self._memo: dict[CidBytes, Commit] = {}
+        self._held = 0
         self.cut = refs.shallow()
 
     def read(self, cid: CidBytes) -> Commit:
         """Return a commit; its `parents` are as they were committed."""
         commit = self._memo.get(cid)
         if commit is None:
-            commit = read_commit(self._blocks, cid)
-            if len(self._memo) >= _MEMO_LIMIT:
+            data = self._blocks.get(cid)
+            commit = Commit.from_block(cid, data)
+            if len(self._memo) >= _MEMO_LIMIT or self._held > _MEMO_BYTES:
                 self._memo.clear()
+                self._held = 0
             self._memo[cid] = commit
+            self._held += len(data)
         return commit
 
     def parents(self, cid: CidBytes) -> tuple[CidBytes, ...]:
@@ -281,11 +286,12 @@ def _of_log(blocks: BlockStore, refs: Refs, name: str, number: int) -> Resolved:
     states: list[Branch | Tag | None] = []
     try:
         now: list[tuple[str, Branch | Tag | None]] = [
-            (f"heads/{name}", refs.branch(name)),
             (f"tags/{name}", refs.tag(name)),
+            (f"heads/{name}", refs.branch(name)),
         ]
     except InvalidKeyError as error:
         raise VersionNotFoundError(f"there is no version {name!r}: {error}") from None
+    now.sort(key=lambda one: one[1] is None)  # what the name means now comes first
     log = refs.log(name)
     for ref, record in now:
         moves = [move for move in log if move.ref == ref]

@@ -117,6 +117,7 @@ BASE: dict[str, Any] = {
         {"type": None},
         {"version": 2},
         {"version": True},
+        {"version": 1.0},
         {"version": "1"},
         {"root": None},
         {"root": ROOT},

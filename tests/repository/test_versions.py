@@ -33,10 +33,11 @@ from cas_zarr.errors import (
     RepositoryNotFoundError,
     VersionNotFoundError,
 )
+from cas_zarr.repository import versions
 from cas_zarr.repository.commit import Commit
 from cas_zarr.repository.refs import Branch, RefMove
 from cas_zarr.repository.repository import Repository
-from cas_zarr.repository.versions import parents_of, split_place
+from cas_zarr.repository.versions import Commits, parents_of, split_place
 
 
 @pytest.fixture
@@ -244,6 +245,38 @@ def test_what_a_ref_was_before(repository: Repository) -> None:
         with pytest.raises(InvalidArgumentError, match="no version"):
             repository.resolve(odd)
     assert repository.resolve("v1@{0}").commit == repository.resolve("v1").commit
+
+
+def test_moves_are_those_of_what_the_name_means(repository: Repository) -> None:
+    repository.create_tag("main", "main~2")  # a tag is tried before a branch
+    assert value(repository, "main") == value(repository, "main@{0}") == b"1"
+    with pytest.raises(VersionNotFoundError, match="was not there then"):
+        repository.resolve("main@{1}")
+    repository.delete_tag("main")
+    assert value(repository, "main@{1}") == b"2"
+    repository.delete_branch("main")
+    assert value(repository, "main@{1}") in (b"1", b"3")
+
+
+def test_commits_with_large_metadata_do_not_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(versions, "_MEMO_BYTES", 50_000)
+    repository = Repository.memory()
+    mapping = repository.session().prepare()
+    root = mapping.flush()
+    parents: tuple[CidBytes, ...] = ()
+    for number in range(20):
+        cid, data = Commit(
+            root=root, parents=parents, time=number, metadata={"x": b"x" * 10_000}
+        ).to_block()
+        repository.blocks.put(cid, data)
+        parents = (cid,)
+    commits = Commits(repository.blocks, repository.refs)
+    while parents:
+        (cid,) = parents
+        parents = commits.parents(cid)
+        assert sum(len(each.metadata["x"]) for each in commits._memo.values()) <= 60_000
 
 
 def test_a_deleted_branch_comes_back(repository: Repository) -> None:
