@@ -263,18 +263,19 @@ class _Run:
         In place of a ref that cannot be read: what the log says that it was last.
         """
         refs = self.refs
-        for kind, names, read in (
-            ("branch ", refs.branches, refs.branch),
-            ("", refs.all_kept, refs.kept),
-            ("tag ", refs.tags, refs.tag),
-            ("tracked branch ", refs.all_tracked, refs.tracked),
+        for kind, folder, names, read in (
+            ("branch ", "heads/", refs.branches, refs.branch),
+            ("", "", refs.all_kept, refs.kept),
+            ("tag ", "tags/", refs.tags, refs.tag),
+            ("tracked branch ", "tracking/", refs.all_tracked, refs.tracked),
         ):
             for name in names():
                 record: Branch | Tag | None
                 try:
                     record = read(name)
                 except CasZarrError as error:
-                    moves = refs.log(name, damaged="skip")
+                    log = refs.log(name, damaged="skip")
+                    moves = [move for move in log if move.ref == folder + name]
                     record = moves[-1].new if moves else None
                     self._record("ref", kind + name, f"{error}; {_last_known(record)}")
                 if record is not None:

@@ -475,6 +475,19 @@ def test_a_damaged_ref_and_what_the_log_has(path: Path) -> None:
     assert report.commits == 2  # what it leads to is checked all the same
 
 
+def test_a_damaged_tag_is_not_taken_for_the_branch_of_its_name(path: Path) -> None:
+    repo = Repository.open(path)
+    tip, first = repo.resolve("main").commit, repo.resolve("main~1").commit
+    assert tip is not None
+    assert first is not None
+    repo.create_tag("twin", first)
+    repo.create_branch("twin", tip)
+    (path / "refs" / "tags" / "twin").write_bytes(b"")
+    (damage,) = Repository.open(path).verify().damaged
+    assert damage.path == "tag twin"
+    assert format_cid(first) in damage.reason
+
+
 def test_blocks_that_a_remote_has_promised(path: Path, tmp_path: Path) -> None:
     repo = Repository.open(path)
     shutil.copytree(path, tmp_path / "other")
