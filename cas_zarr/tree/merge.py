@@ -205,7 +205,8 @@ class _Merge:
                     if deleted:
                         found.setdefault(
                             deleted[-1],
-                            f"node {path!r} was changed where {deleted[-1]!r} was deleted",
+                            f"{'node ' if path else ''}{_named(path)} was changed where "
+                            f"{_named(deleted[-1])} was deleted",
                         )
         for path in sorted(found):
             if not any(up in found for up in _at_and_above(path)[1:]):
@@ -238,9 +239,7 @@ class _Merge:
                 there = any(moves(self.views[side], path) for side in ("base", other))
                 clash = there and self._writes_below(other, path)
             if clash:
-                self._take(
-                    path, "layout", f"the layout of {path!r} was changed while it was written to"
-                )
+                self._take(path, "layout", _written_beside(path))
 
     def _flips(self, name: _Name) -> set[str]:
         """Return the nodes that came to own chunks on one side, or ceased to."""
@@ -278,7 +277,7 @@ class _Merge:
                 self.keys[side][path].discard(name)
             (before, a), (_, b) = mine.keys[name], other.keys[name]
             if a != b:
-                reason = f"key {name!r} of {path!r} was set twice"
+                reason = f"key {name!r} of {_named(path)} was set twice"
                 self.overlaps.append(Conflict(path, "key", name, None, before, a, b, reason))
                 self.contested.add(path)
         for form in mine.forms:
@@ -313,7 +312,7 @@ class _Merge:
                     columns[0].before(a),
                     columns[0].after(a),
                     columns[1].after(b),
-                    f"chunk {chunk} of {path!r} was set twice",
+                    f"chunk {chunk} of {_named(path)} was set twice",
                 )
             )
 
@@ -349,7 +348,7 @@ class _Merge:
                     resize(of["ours"], of["theirs"]) is None
                     and any(writes[side].get(path) for side in _NAMES)
                 ):
-                    self._take(path, "layout", f"the layout of {path!r} was changed twice")
+                    self._take(path, "layout", f"the layout of {_named(path)} was changed twice")
         for path in both:
             if not self._is_taken(path):
                 self._documents(path)
@@ -404,9 +403,7 @@ class _Merge:
             return
         size = resize(before, after)
         if size is None:
-            self._take(
-                path, "layout", f"the layout of {path!r} was changed while it was written to"
-            )
+            self._take(path, "layout", _written_beside(path))
             return
         rows = self.rows[side].get(path, {}).get(size.form)
         if rows:
@@ -419,13 +416,13 @@ class _Merge:
                 was, held = (self._chunk(one, path, size.form, code) for one in ("base", other))
                 value = Value(CidBytes(sets.cids[row].tobytes()), int(sets.sizes[row]))
                 mine, yours = (value, held) if side == "ours" else (held, value)
-                reason = f"chunk {chunk} of {path!r} was set outside the shape {size.after}"
+                reason = f"chunk {chunk} of {_named(path)} was set outside the shape {size.after}"
                 conflict = Conflict(path, "chunk", size.form, chunk, was, mine, yours, reason)
                 self.overlaps.append(conflict)
             rows.drop(sets.codes[beyond])
         self.notes.append(
-            f"{path!r} was resized from {size.before} to {size.after} on one side and written to "
-            "on the other; both are kept"
+            f"{_named(path)} was resized from {size.before} to {size.after} on one side and "
+            "written to on the other; both are kept"
         )
 
     def _chunk(self, side: Side, path: str, form: str, code: int) -> Value | None:
@@ -440,7 +437,7 @@ class _Merge:
                 continue
             merged, fields = _merge_documents(name, held, "ours")
             if fields:
-                reason = f"document {name!r} of {path!r} was set twice{_listed(fields)}"
+                reason = f"document {name!r} of {_named(path)} was set twice{_listed(fields)}"
                 values = held["base"], held["ours"], held["theirs"]
                 conflict = Conflict(path, "document", name, None, *values, reason)
                 choice = self._ask(conflict)
@@ -563,6 +560,14 @@ def _merge_documents(
 def _listed(fields: list[FieldPath]) -> str:
     names = [".".join(field) for field in fields if field]
     return f", in {', '.join(names)}" if names else ""
+
+
+def _named(path: str) -> str:
+    return repr(path) if path else "the root"
+
+
+def _written_beside(path: str) -> str:
+    return f"the layout of {_named(path)} was changed while it was written to"
 
 
 def _at_and_above(path: str) -> list[str]:

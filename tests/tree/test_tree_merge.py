@@ -121,7 +121,7 @@ CONFLICTS: list[tuple[str, Edit, Edit]] = [
     (r"chunk \(0, 0\) of 'a' was set twice", {"a/c/0/0": None}, {"a/c/0/0": b"y"}),
     (r"chunk \(9, 9\) of 'a' was set twice", {"a/c/9/9": b"x"}, {"a/c/9/9": b"y"}),
     ("key 'readme' of 'notes' was set twice", {"notes/readme": b"x"}, {"notes/readme": b"y"}),
-    ("key 'k' of '' was set twice", {"k": b"x"}, {"k": b"y"}),
+    ("key 'k' of the root was set twice", {"k": b"x"}, {"k": b"y"}),
     ("key 'readme' of 'notes' was set", {"notes/readme": None}, {"notes/readme": b"y"}),
     (
         "document 'zarr.json' of 'a' was set twice, in shape",
