@@ -42,7 +42,8 @@ def move_branch(
     why : str
         The reason, for the log of refs.
     force : bool
-        Drop work that no commit has, and a record that is damaged. The log has the work.
+        Drop work that no commit has, a record that is damaged, and commits that cannot be read.
+        The log has the work.
 
     Raises
     ------
@@ -67,7 +68,8 @@ def move_branch(
     if record is None:
         raise not_found(repo.refs, name, kind="branch", names=repo.refs.branches())
     new = Branch(record.commit if found.commit is None else found.commit, found.root)
-    shown = root_of(repo.blocks, record)
+    lost = force and record.commit is not None and not _is_readable(repo, record.commit)
+    shown = record.work if lost else root_of(repo.blocks, record)
     if shown != found.root and not force and _uncommitted(repo, record):
         assert shown is not None
         raise ConflictError(
@@ -81,7 +83,7 @@ def move_branch(
         repo,
         found,
         lambda guard: repo.refs.update(name, expected=record, new=new, why=why, guard=guard),
-        since=shown if found.commit is None else record.commit,
+        since=shown if found.commit is None else None if lost else record.commit,
     )
     return new
 
@@ -205,6 +207,21 @@ def _is_reached(repo: Repository, commit: CidBytes) -> bool:
         if commit in seen:
             return True
     return False
+
+
+def _is_readable(repo: Repository, commit: CidBytes) -> bool:
+    """Tell whether all commits of a history can be read."""
+    commits = Commits(repo.blocks, repo.refs)
+    seen = {commit}
+    pending = [commit]
+    while pending:
+        try:
+            fresh = [one for one in commits.parents(pending.pop()) if one not in seen]
+        except CasZarrError:
+            return False
+        seen.update(fresh)
+        pending += fresh
+    return True
 
 
 def _tips(repo: Repository) -> Iterator[CidBytes]:

@@ -50,6 +50,19 @@ def last(made: History) -> tuple[str, str]:
     return move.ref, move.why
 
 
+@pytest.mark.parametrize("lost", ["b", "c"])
+@pytest.mark.parametrize("work", [True, False])
+def test_a_branch_is_reset_from_a_commit_that_is_lost(made: History, lost: str, work: bool) -> None:
+    repo = made.repository
+    record = repo.refs.branch("main")
+    assert record is not None
+    if not work:
+        repo.refs.update("main", expected=record, new=Branch(record.commit))
+    repo.blocks.delete(made.cids[lost])
+    history.reset(repo, "main", made.cids["a"], force=True)
+    assert shown(made) == ("a", b"a")
+
+
 def test_a_branch_is_reset(made: History) -> None:
     repo = made.repository
     assert history.reset(repo, "main", "main~1") == repo.refs.branch("main")
