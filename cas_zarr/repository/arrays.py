@@ -236,7 +236,8 @@ def _parse(documents: Documents) -> tuple[str, dict[str, Any]]:
         value = json.loads(data)
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, dict) or not isinstance(value.get("shape"), list):
+    shape = value.get("shape") if isinstance(value, dict) else None
+    if not isinstance(shape, list) or any(type(length) is not int for length in shape):
         raise FormatError(f"{name} of the array is none that zarr reads; set it anew")
     return name, value
 

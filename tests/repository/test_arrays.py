@@ -27,6 +27,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "text": {"shape": (5,), "chunks": (3,), "dtype": "U4"},
     "not a number": {"shape": (5,), "chunks": (3,), "dtype": "f4", "fill_value": np.nan},
     "time": {"shape": (5,), "chunks": (3,), "dtype": "M8[s]"},
+    "strings": {"shape": (5,), "chunks": (3,), "dtype": str},
+    "truth": {"shape": (5,), "chunks": (3,), "dtype": bool},
 }
 
 
@@ -96,6 +98,22 @@ def test_a_sharded_array_has_a_shard_for_a_chunk() -> None:
     np.testing.assert_array_equal(decode_chunk(documents, "c/", (1,), data), np.arange(8, 16))
 
 
+def test_chunks_may_be_of_different_sizes() -> None:
+    with zarr.config.set({"array.rectilinear_chunks": True}):
+        try:
+            mapping, array = made(3, shape=(6,), chunks=[[1, 2, 3]], dtype="i4")
+        except TypeError:
+            pytest.skip("this release of zarr has regular grids alone")
+        array[...] = np.arange(1, 7)
+        documents = documents_of(mapping.view, "a", "c/")
+        assert documents is not None
+        for place, expected in enumerate(([1], [2, 3], [4, 5, 6])):
+            data = mapping[f"a/c/{place}"]
+            found = decode_chunk(documents, "c/", (place,), data)
+            np.testing.assert_array_equal(found, expected)
+            assert encode_chunk(documents, "c/", (place,), found) == data
+
+
 def test_what_does_not_fit_is_refused() -> None:
     mapping, _ = made(3, shape=(6,), chunks=(4,), dtype="i4")
     documents = documents_of(mapping.view, "a", "c/")
@@ -145,6 +163,13 @@ def test_one_shape_for_versions_of_an_array() -> None:
     assert decode_chunk(found[0], "c/", (2, 2), None).shape == (2, 1)
     assert found[2] is None
     assert widest([documents[0], None, documents[0]]) == [documents[0], None, documents[0]]
+
+
+@pytest.mark.parametrize("shape", [None, 4, [{}], [[4]], ["4"], [4.0]])
+def test_a_shape_that_is_none_is_a_format_error(shape: Any) -> None:
+    documents = [{"zarr.json": json.dumps({"shape": each}).encode()} for each in ([4], shape)]
+    with pytest.raises(FormatError, match=r"zarr.json of the array is none that zarr reads"):
+        widest(documents)
 
 
 def test_an_array_of_both_formats_is_read_by_the_keys() -> None:
