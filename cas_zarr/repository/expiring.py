@@ -86,8 +86,8 @@ def expire(
     The commit that a branch, a tag or a kept root leads to always stays, and so does one between a
     tip and a commit that stays, whatever the clocks said. Of a commit whose history goes on, all
     parents stay. Moves in the log of refs hold commits that are in no history, as those of a
-    deleted branch, until they are older than the limit; moves that name an expired commit are
-    dropped from it.
+    deleted branch, until they are older than the limit, and all else that such a move names stays
+    with it. Other moves that name an expired commit are dropped from the log.
     """
     if not dry_run and repo.read_only:
         raise ReadOnlyError(f"{repo.location} is open for reading only")
@@ -110,7 +110,9 @@ def expire(
     for cid in held:
         if repo.blocks.has(cid):
             history.add(cid)
-    tips |= held & history.parents.keys()
+    for move in young:  # one that holds a commit has to stay, with all that it names
+        if not held.isdisjoint(_commits_of(move)):
+            tips |= set(_commits_of(move)) & history.parents.keys()
 
     near = set() if keep is None else history.near(branches, keep)
     stays = {

@@ -248,3 +248,18 @@ def _time(repo: Repository, cid: CidBytes) -> int:
 
 def _parents(repo: Repository, cid: CidBytes) -> tuple[CidBytes, ...]:
     return next(history.log(repo, cid)).commit.parents
+
+
+def test_a_move_that_holds_a_commit_outlives_the_expiry_of_the_other_one(line: History) -> None:
+    """A branch is reset far back by mistake, and goes on; what it was can be had for a while."""
+    repo = line.repository
+    history.reset(repo, "main", line.cids["5"])
+    line.commit("10", "5", time=10 * SECOND)
+    line.branch("main", "10")
+    report = history.expire(repo, keep=1)
+    assert listed(line) == "10"
+    assert line.cids["9"] not in report.expired
+    assert repo.resolve("main@{2}").commit == line.cids["9"]
+    assert repo.resolve("main@{1}").commit == line.cids["5"]
+    repo.gc(grace=timedelta(0))
+    assert dict(repo.at("main@{2}").items()) == {"n": b"9"}
