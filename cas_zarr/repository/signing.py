@@ -49,6 +49,7 @@ _TYPE = b"ssh-ed25519"
 _PREFIX = len(_TYPE).to_bytes(4, "big") + _TYPE + KEY_SIZE.to_bytes(4, "big")
 _MAX_KEY_FILE = 64 * 1024
 _MAX_SIGNERS_FILE = 16 << 20
+_MAX_ROUNDS = 4096  # of bcrypt; ssh-keygen does 24 unless told otherwise
 _SIGNER = re.compile(r"(?:^|\s)ssh-ed25519\s+([A-Za-z0-9+/=]+)(?:\s+(.*))?$")
 _OTHER_KEY = re.compile(r"(?:^|\s)(?:ssh|ecdsa|sk)-\S+\s+AAAA")
 _LIMIT = re.compile(
@@ -114,6 +115,11 @@ def load_key(
     secret = password.encode() if isinstance(password, str) else password
     openssh = b"BEGIN OPENSSH PRIVATE KEY" in data
     load = serialization.load_ssh_private_key if openssh else serialization.load_pem_private_key
+    if openssh and (rounds := _rounds(data)) > _MAX_ROUNDS:
+        raise FormatError(
+            f"{where} asks for {rounds} rounds of bcrypt, which would take hours; at most "
+            f"{_MAX_ROUNDS} are done: give it a password anew, with ssh-keygen -p -a 100"
+        )
     try:
         key = load(data, secret)
     except TypeError:
@@ -246,6 +252,20 @@ def load_signers(path: str | os.PathLike[str]) -> Mapping[bytes, str]:
         name = before.split()[0] if before.strip() else " ".join(behind.split()[1:])
         signers[key] = name
     return signers
+
+
+def _rounds(data: bytes) -> int:
+    """Return how many rounds of bcrypt a key in OpenSSH's format asks for; 0 if that is unclear."""
+    try:
+        rest = b64decode(b"".join(data.split(b"-----")[2].split()))[len(b"openssh-key-v1\0") :]
+        options = b""
+        for _ in range(3):  # cipher, key derivation function, and its options
+            end = 4 + int.from_bytes(rest[:4], "big")
+            options, rest = rest[4:end], rest[end:]
+    except (Base64Error, IndexError):
+        return 0
+    behind = options[4 + int.from_bytes(options[:4], "big") :]  # the salt
+    return int.from_bytes(behind[:4], "big")
 
 
 def _signed(commit: Commit) -> bytes:

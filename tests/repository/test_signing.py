@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -197,6 +198,20 @@ def test_openssh_and_this_agree(tmp_path: Path, password: str) -> None:
     assert state.valid
     assert state.signer == signer_key(public)
     assert public == f"{signer_text(signer_key(public))} ada@lab\n"
+
+
+@pytest.mark.parametrize("password", [None, "x"])
+def test_a_key_cannot_ask_for_years_of_work(password: str | None) -> None:
+    def text(data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + data
+
+    options = text(b"salt" * 4) + (1 << 31).to_bytes(4, "big")
+    body = b"openssh-key-v1\0" + text(b"aes256-ctr") + text(b"bcrypt") + text(options)
+    body += (1).to_bytes(4, "big") + text(b"public") + text(bytes(160))
+    lines = b"\n".join(b64encode(body[i : i + 45]) for i in range(0, len(body), 45))
+    mark = b"-----%s OPENSSH PRIVATE KEY-----\n"
+    with pytest.raises(FormatError, match=r"2147483648 rounds of bcrypt.*ssh-keygen"):
+        load_key(mark % b"BEGIN" + lines + b"\n" + mark % b"END", password=password)
 
 
 # -- who may sign --------------------------------------------------------------------------------
