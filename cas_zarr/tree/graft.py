@@ -11,7 +11,16 @@ from cas_zarr.cid import HashFunction
 from cas_zarr.errors import InvalidKeyError
 from cas_zarr.tree.apply import apply, bind
 from cas_zarr.tree.changes import Changes, is_document
-from cas_zarr.tree.keys import MAX_DEPTH, OWNERS, check_key, parse_chunk, split_key
+from cas_zarr.tree.keys import (
+    MAX_DEPTH,
+    MAX_KEY_BYTES,
+    OWNERS,
+    check_key,
+    chunk_key,
+    parse_chunk,
+    parse_form,
+    split_key,
+)
 from cas_zarr.tree.moving import holds_chunk_keys
 from cas_zarr.tree.node import EMPTY, Node, Root, Value
 from cas_zarr.tree.shards import TreeReader, edit_entries, get_child
@@ -39,13 +48,13 @@ def graft(view: TreeView, path: str, node: Node | None) -> Root:
     Raises
     ------
     InvalidKeyError
-        If the path is none, or the subtree would lie too deep.
+        If the path is none, or keys of the subtree would be too deep or too long there.
     """
     node = node or EMPTY
     if path == "":
         return Root(view.root.header, node)
     check_key(path)
-    _check_depth(node, path.count("/") + 1)
+    _check_keys(node, path.count("/") + 1, len(path.encode()))
     owner = view.owner(split_key(path)[0])
     if owner is not None:
         covered = list(view.chunk_keys_above(f"{path}/"))
@@ -98,13 +107,26 @@ def _as_changes(view: TreeView, path: str, node: Node) -> Changes:
     return changes
 
 
-def _check_depth(node: Node, depth: int) -> None:
-    """Refuse a subtree whose document would be too deep; folders in shards are not opened."""
-    level = [node]
-    while level:
-        if depth >= MAX_DEPTH:
+def _check_keys(node: Node, depth: int, size: int) -> None:
+    """Refuse a subtree some of whose keys could not be asked for; shards are not opened.
+
+    Parameters
+    ----------
+    node : Node
+    depth, size : int
+        Segments and bytes of the path that it would lie at.
+    """
+    pending = [(node, depth, size)]
+    while pending:
+        node, depth, size = pending.pop()
+        names = [*node.docs, *node.keys]
+        names += [chunk_key(form, (0,) * parse_form(form)[1]) for form in node.trees]
+        below = max((1 + name.count("/") for name in names), default=1 if node.shards else 0)
+        longest = max((1 + len(name.encode()) for name in names), default=0)
+        if depth + below > MAX_DEPTH or size + longest > MAX_KEY_BYTES:
             raise InvalidKeyError(
-                f"the subtree would lie deeper than {MAX_DEPTH} levels; put it at a shorter path"
+                f"keys of the subtree would have more than {MAX_DEPTH} levels or {MAX_KEY_BYTES} "
+                "bytes; put it at a shorter path"
             )
-        level = [inner for each in level for inner in each.nodes.values()]
-        depth += 1
+        for name, inner in node.nodes.items():
+            pending.append((inner, depth + 1, size + 1 + len(name.encode())))

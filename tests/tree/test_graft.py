@@ -135,3 +135,24 @@ def test_paths_that_cannot_be_are_refused() -> None:
         graft(view, "/".join(["e"] * 30), view.node("d"))
     fitting = graft(view, "/".join(["e"] * 20), view.node("d"))
     assert Root.from_block(fitting.to_block()).cid() == fitting.cid()
+
+
+@pytest.mark.parametrize("name", ["c/0/0/0", "0/0/0/0", "c.0.0.0", "0.0", "c", "a/b", "zarr.json"])
+def test_every_key_of_a_copy_can_be_asked_for(name: str) -> None:
+    """A key past the limits would be listed, and found to be absent."""
+    paths = ["/".join("e" * count) for count in range(58, 65)]
+    paths += ["é" * 500 + "/" + "e" * count for count in range(8, 24)]
+    refused = 0
+    for path in paths:
+        mapping = CASMapping(CountingBlocks())
+        mapping["a/zarr.json"] = b"{}"
+        mapping[f"a/{name}"] = b"value"
+        keys = [f"{path}/zarr.json", f"{path}/{name}"]
+        if all(key.count("/") < 64 and len(key.encode()) <= 1024 for key in keys):
+            mapping.copy("a", path)
+            assert {mapping.get_value(key) for key in keys} <= {b"{}", b"value"}
+        else:
+            refused += 1
+            with pytest.raises(InvalidKeyError, match="shorter path"):
+                mapping.copy("a", path)
+    assert 2 <= refused < len(paths) - 2
