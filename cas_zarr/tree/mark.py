@@ -153,7 +153,7 @@ class Marker:
             for link in links:
                 if is_file(link):
                     files.append(link)
-                else:
+                elif len(link) > _KEY_SIZE:  # else of a hash that no block here has
                     self.block(link)
 
     def _tree(self, path: str, form: str, ref: TreeRef) -> None:
