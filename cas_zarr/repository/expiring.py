@@ -86,8 +86,9 @@ def expire(
     The commit that a branch, a tag or a kept root leads to always stays, and so does one between a
     tip and a commit that stays, whatever the clocks said. Of a commit whose history goes on, all
     parents stay. Moves in the log of refs hold commits that are in no history, as those of a
-    deleted branch, until they are older than the limit, and all else that such a move names stays
-    with it. Other moves that name an expired commit are dropped from the log.
+    deleted branch, until they are older than the limit. Moves that name an expired commit are
+    dropped from it; where a commit would have no move left then, the other end of its last one
+    stays too.
     """
     if not dry_run and repo.read_only:
         raise ReadOnlyError(f"{repo.location} is open for reading only")
@@ -110,9 +111,7 @@ def expire(
     for cid in held:
         if repo.blocks.has(cid):
             history.add(cid)
-    for move in young:  # one that holds a commit has to stay, with all that it names
-        if not held.isdisjoint(_commits_of(move)):
-            tips |= set(_commits_of(move)) & history.parents.keys()
+    tips |= held & history.parents.keys()
 
     near = set() if keep is None else history.near(branches, keep)
     stays = {
@@ -120,11 +119,16 @@ def expire(
         for cid in history.parents
         if cid in near or (limit is not None and commits.read(cid).time >= limit)
     }
-    stays = history.between(stays) | tips
-    history.complete(stays)
-
-    expired = tuple(cid for cid in history.parents if cid not in stays)
-    gone = set(expired)
+    young_enough = history.between(stays)
+    while True:
+        stays = young_enough | tips
+        history.complete(stays)
+        expired = tuple(cid for cid in history.parents if cid not in stays)
+        gone = set(expired)
+        rescued = _held_with(held, young, gone)
+        if not rescued:
+            break
+        tips |= rescued
     cut = {cid for cid in stays if not gone.isdisjoint(history.parents[cid])}
     if dry_run:
         moves = sum((limit is not None and move.time < limit) or move.names(gone) for move in log)
@@ -202,6 +206,27 @@ def _commits_of(move: RefMove) -> Iterator[CidBytes]:
     for record in (move.old, move.new):
         if record is not None and record.commit is not None:
             yield record.commit
+
+
+def _held_with(held: set[CidBytes], moves: list[RefMove], gone: set[CidBytes]) -> set[CidBytes]:
+    """Return the expired commits that must stay since a move names them that alone holds another.
+
+    Of the moves that hold a commit the latest is taken, where all of them name an expired one.
+    """
+    last: dict[CidBytes, RefMove | None] = {}
+    for move in moves:
+        for cid in held.intersection(_commits_of(move)):
+            if not move.names(gone):
+                last[cid] = None
+            elif last.get(cid, move) is not None:
+                last[cid] = move
+    return {
+        cid
+        for move in last.values()
+        if move is not None
+        for cid in _commits_of(move)
+        if cid in gone
+    }
 
 
 def _limit(older_than: datetime | timedelta | None) -> int | None:
