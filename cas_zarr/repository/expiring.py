@@ -8,8 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from cas_zarr.cid import CidBytes, ReadableCids
-from cas_zarr.errors import InvalidArgumentError, ReadOnlyError
+from cas_zarr.cid import CidBytes, ReadableCids, format_cid
+from cas_zarr.errors import (
+    CasZarrError,
+    CorruptBlockError,
+    InvalidArgumentError,
+    ReadOnlyError,
+)
 from cas_zarr.repository.refs import Branch, RefMove, Refs, Tag
 from cas_zarr.repository.times import to_micros
 from cas_zarr.repository.versions import Commits
@@ -78,6 +83,8 @@ def expire(
     ------
     InvalidArgumentError
         If neither limit is given, or one makes no sense.
+    CorruptBlockError, BlockNotFoundError
+        If a commit that a ref leads to, or that the log has, cannot be read; nothing is done.
     ConflictError
         If another process cut histories at the same time; repeat it.
 
@@ -109,8 +116,16 @@ def expire(
     young = [move for move in log if limit is None or move.time >= limit]
     held = {cid for move in young for cid in _commits_of(move) if cid not in named}
     for cid in held:
-        if repo.blocks.has(cid):
+        if not repo.blocks.has(cid):
+            continue
+        try:
             history.add(cid)
+        except CasZarrError as error:
+            raise CorruptBlockError(
+                f"nothing was expired in {repo.location}: commit {format_cid(cid)}, which the log "
+                f"of refs has, cannot be followed: {error}; repair it, or give an older_than that "
+                "lets go of what the log has of it"
+            ) from error
     tips |= held & history.parents.keys()
 
     near = set() if keep is None else history.near(branches, keep)

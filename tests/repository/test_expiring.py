@@ -11,8 +11,8 @@ from histories import History
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cas_zarr.cid import CidBytes
-from cas_zarr.errors import InvalidArgumentError, VersionNotFoundError
+from cas_zarr.cid import CidBytes, format_cid
+from cas_zarr.errors import CorruptBlockError, InvalidArgumentError, VersionNotFoundError
 from cas_zarr.repository import history
 from cas_zarr.repository.repository import Repository
 
@@ -128,6 +128,21 @@ def test_a_damaged_log_does_not_stop_it(tmp_path: Path) -> None:
     log.write_bytes(log.read_bytes() + b"junk\n")
     assert history.expire(made.repository, keep=1).kept == 1
     assert len(made.repository.refs.log_damage()) == 1
+
+
+def test_what_the_log_has_and_cannot_be_read_is_told(line: History) -> None:
+    repo = line.repository
+    line.commit("lost", "9")
+    line.commit("last", "lost")
+    line.branch("main", "last")
+    line.branch("main", "9")
+    repo.blocks.delete(line.cids["lost"])
+    with pytest.raises(CorruptBlockError, match=r"nothing was expired .* older_than") as caught:
+        history.expire(repo, keep=3)
+    assert format_cid(line.cids["last"]) in str(caught.value)
+    assert listed(line) == "9 8 7 6 5 4 3 2 1 0"
+    history.expire(repo, keep=3, older_than=timedelta(0))
+    assert listed(line) == "9 8 7"
 
 
 def test_what_a_clock_says_hides_no_young_commit() -> None:
