@@ -70,15 +70,8 @@ class WorkingTree:
         self.strict = strict
         self.lock = threading.RLock()
         self.pid = os.getpid()
-        self._told: CidBytes | None = None
-        self.base = repository.record(branch)
-        self.base_root: CidBytes | None = None
         self.target: CASMapping | None = None
-        if repository.exists:
-            self.base_root = root_of(repository.blocks, self.base)
-            self.mapping = self.target = self._open()
-        else:
-            self.mapping = CASMapping(MemoryBlocks(), None, hash=repository.hash)
+        self._begin()
         _trees.add(self)
 
     @property
@@ -170,6 +163,13 @@ class WorkingTree:
                 return
             self.flush()
 
+    def discard(self) -> None:
+        """Drop what was not flushed; see `Session.discard`."""
+        with self.lock:
+            self.target = None  # whatever happens now, nothing is left to be flushed
+            self.pid = os.getpid()
+            self._begin()
+
     def after_fork(self) -> None:
         """Let go of what belongs to the parent: its lock, and its unflushed changes."""
         self.lock = threading.RLock()
@@ -177,8 +177,24 @@ class WorkingTree:
 
     # ---------------------------------------------------------------------------------------
 
+    def _begin(self) -> None:
+        """Take the branch as it is now."""
+        repository = self.repository
+        self._told: CidBytes | None = None
+        self.base = repository.record(self.branch)
+        self.base_root: CidBytes | None = None
+        if repository.exists:
+            self.base_root = root_of(repository.blocks, self.base)
+            self.mapping = self.target = self._open()
+        else:
+            self.mapping = CASMapping(MemoryBlocks(), None, hash=repository.hash)
+
     def _open(self) -> CASMapping:
-        self._guard = Guard(self.repository.blocks, self.repository.refs)
+        self._guard = Guard(
+            self.repository.blocks,
+            self.repository.refs,
+            remedy="drop what was not flushed (`discard`), and write the data again",
+        )
         return CASMapping(
             self.repository.blocks,
             self.base_root,
@@ -235,6 +251,12 @@ class WorkingTree:
                 self.mapping.unite(their_root, base=self.base_root)
             except ConflictError as error:
                 raise self._conflict(root, summary(error), error.conflicts) from None
+            except CasZarrError as error:  # theirs is damaged, or asks for too much
+                error.add_note(
+                    f"it is about what another writer placed on branch {self.branch!r}; this "
+                    f"session's root {format_cid(root)} is kept as {self._keep(root)!r}"
+                )
+                raise
             root = self.mapping.cid()  # `record` makes it durable, with one sync for all
         self.base, self.base_root = theirs, their_root
         return root

@@ -17,6 +17,7 @@ import pytest
 
 from cas_zarr.cid import format_cid
 from cas_zarr.errors import (
+    BlockNotFoundError,
     CasZarrError,
     ConflictError,
     InvalidArgumentError,
@@ -332,6 +333,22 @@ def test_an_exit_of_the_interpreter_flushes(path: Path) -> None:
     assert content(path) == {"a": b"1"}
 
 
+def test_work_beside_a_version_that_is_damaged_is_kept(path: Path) -> None:
+    repository = Repository.open(path, create=True)
+    one, two = repository.session(), repository.session()
+    one.prepare()["a"] = b"1"
+    two.prepare()["b"] = b"2"
+    root = two.flush()
+    repository.blocks.delete(root)
+    for _ in range(2):
+        with pytest.raises(BlockNotFoundError, match=format_cid(root)) as caught:
+            one.flush()
+        (name,) = repository.refs.all_kept()
+        assert f"is kept as {name!r}" in caught.value.__notes__[-1]
+    one.close()  # it has been told
+    assert dict(repository.at(name)) == {"a": b"1"}
+
+
 def test_a_conflict_at_exit_is_told_and_kept(path: Path) -> None:
     code = (
         "import sys; from cas_zarr import Repository;"
@@ -583,3 +600,44 @@ def test_a_subtree_that_was_named_can_be_opened_after_its_session_was_closed(
     with Repository.open(tmp_path / "r").session() as session:
         cid = session.mapping.cid("g")
     assert list(Repository.open(tmp_path / "r").at(cid)) == ["zarr.json"]
+
+
+def test_what_was_not_flushed_can_be_dropped(path: Path) -> None:
+    session = opened(path)
+    session.prepare().set_value("a", b"1")
+    session.flush()
+    with opened(path) as other:
+        other.prepare().set_value("a", b"theirs")
+    session.prepare().set_value("a", b"2")
+    session.prepare().set_value("b", b"2")
+    with pytest.raises(ConflictError):
+        session.flush()
+    session.discard()
+    assert not session.dirty
+    assert dict(session.mapping.items()) == {"a": b"theirs"}
+    session.prepare().set_value("b", b"3")
+    session.close()
+    assert content(path) == {"a": b"theirs", "b": b"3"}
+
+
+def test_dropping_what_was_not_flushed_where_nothing_is_yet(path: Path) -> None:
+    session = Repository.prepare(path).session()
+    session.discard()
+    session.prepare().set_value("a", b"1")
+    session.discard()
+    session.close()
+    assert content(path) == {}
+
+
+def test_dropping_leaves_nothing_even_where_the_branch_is_gone(path: Path) -> None:
+    repo = Repository.prepare(path)
+    with repo.session() as first:
+        first.prepare().set_value("a", b"1")
+    repo.create_branch("b", first.root)
+    session = repo.session("b")
+    session.prepare().set_value("b", b"2")
+    repo.delete_branch("b")
+    with pytest.raises(VersionNotFoundError):
+        session.discard()
+    session.close()
+    assert repo.refs.all_kept() == []
