@@ -1,6 +1,6 @@
 # Two commands do everything on a machine with Python >= 3.11:
 #
-#   make demo   the main job: real climate data into one repository, ends with a picture
+#   make demo   the main job: real climate data, their versions, and a picture of each
 #   make test   every check: lint, types, layers, and the tests on every Python that is here
 #
 # Each makes the virtual environments it needs beside this file (.venv*). `make quick` is for the
@@ -42,6 +42,7 @@ help:
 
 demo: .venv/demo
 	.venv/bin/python examples/climate.py --output demo-output
+	.venv/bin/python examples/versions.py --output demo-output
 
 # -- every check ----------------------------------------------------------------------------
 
@@ -68,7 +69,8 @@ test-newest:
 	@echo "skipped: Python 3.13 was not found"
 else
 test-newest: .venv-3.13/test
-	.venv-3.13/bin/python $(PYTEST)
+	.venv-3.13/bin/python $(PYTEST) -m "not slow"
+	.venv-3.13/bin/python $(PYTEST) -m slow tests/interop tests/blocks tests/codecs tests/tree
 endif
 
 ifeq ($(PYTHON312),)
