@@ -12,8 +12,9 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -171,6 +172,7 @@ def prove(
     NotFoundError
         If the version has no such node.
     """
+    _check_path(path)
     root = repo.resolve(version).root
     recorded = Recording(repo.blocks)
     _look(recorded, root, path.strip("/"), box, chunks=chunks)
@@ -215,11 +217,17 @@ def check_proof(
     LimitError
         If it, or what it shows, is larger than `MAX_PROOF_BYTES` or `MAX_CHUNKS`.
     """
+    _check_path(path)
     cid = as_cid_bytes(root)
     if codec_of(cid) != DAG_JSON:
         raise InvalidArgumentError(f"{format_cid(cid)} is the cid of no root; give that of a root")
     with _CarBlocks(car, path or "the root") as blocks:
         return _look(blocks, cid, path.strip("/"), box, chunks=None)
+
+
+def _check_path(path: str) -> None:
+    if not isinstance(path, str):
+        raise InvalidArgumentError(f"{path!r} is no path of a group or an array")
 
 
 def _look(
@@ -281,6 +289,8 @@ def _bounds(
 ) -> Box:
     """Return the box that is asked for; the array's grid, where it is known, if none is."""
     if box is not None:
+        if not isinstance(box, Iterable):
+            raise InvalidArgumentError(f"{box!r} is no box; give a start and a stop for each side")
         return tuple(_side(part) for part in box)
     info = describe_node(reader, node, path)
     if info.shape is not None and info.chunk_shape is not None:
@@ -294,11 +304,14 @@ def _bounds(
 
 
 def _side(part: slice | tuple[int, int | None]) -> tuple[int, int]:
-    start, stop, step = (
-        (part.start, part.stop, part.step) if isinstance(part, slice) else (*part, 1)
-    )
-    start = 0 if start is None else start
-    stop = _UPPER if stop is None else min(stop, _UPPER)
+    try:
+        start, stop, step = (
+            (part.start, part.stop, part.step) if isinstance(part, slice) else (*part, 1)
+        )
+        start = 0 if start is None else index(start)
+        stop = _UPPER if stop is None else min(index(stop), _UPPER)
+    except (TypeError, ValueError):
+        start = stop = step = -1
     if start < 0 or stop < 0 or step not in (None, 1):
         raise InvalidArgumentError(
             f"{part} is no side of a box of chunks: it counts from 0 upwards, in steps of 1"
@@ -377,6 +390,8 @@ class _CarBlocks(ReadOnlyBlocks):
     def __init__(self, source: bytes | str | os.PathLike[str], subject: str) -> None:
         self._subject = subject
         self._read_already: dict[bytes, int] = {}
+        if not isinstance(source, (bytes, str, os.PathLike)):
+            raise InvalidArgumentError(f"{type(source).__name__} is no proof; give bytes or a path")
         try:
             self._file: BinaryIO = (
                 io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115

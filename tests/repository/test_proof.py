@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -329,3 +330,21 @@ def test_a_file_that_links_itself_a_billion_times_comes_to_an_end() -> None:
     shown = check_proof(_car(made.cid(), blocks), made.cid(), "")
     assert shown.data_verified
     assert shown.sizes.tolist() == [1 << 44]
+
+
+@pytest.mark.parametrize(
+    "box", [5, [3], ["a"], [None], [(0, "x")], [(0, 1, 2)], [slice(0, 2.5)], [(0.5, 1)]]
+)
+def test_what_is_no_box_is_refused(repo: Repository, box: Any) -> None:
+    with pytest.raises(InvalidArgumentError):
+        prove(repo, "main", "b", box)
+
+
+def test_what_is_no_path_and_no_proof_is_refused(repo: Repository) -> None:
+    root = repo.resolve("main").root
+    with pytest.raises(InvalidArgumentError, match="no path"):
+        prove(repo, "main", 7)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="no path"):
+        check_proof(b"", root, 7)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="no proof"):
+        check_proof(7, root, "a")  # type: ignore[arg-type]
