@@ -182,6 +182,15 @@ class Session:
         """
         attach(self.tree.prepare(), self.repository, path, version, source, overwrite=overwrite)
 
+    def discard(self) -> None:
+        """Drop all changes that were not flushed, and show the branch as it is now.
+
+        What a flush could not place is dropped, too, for example where a collection of garbage has
+        deleted what it relied on: the session can be used anew, and has nothing to flush when it
+        is left.
+        """
+        self.tree.discard()
+
     def close(self) -> None:
         """Flush."""
         self.tree.leave()

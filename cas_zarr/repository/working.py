@@ -168,7 +168,10 @@ class WorkingTree:
         with self.lock:
             self.target = None  # whatever happens now, nothing is left to be flushed
             self.pid = os.getpid()
-            self._begin()
+            try:
+                self._begin()
+            finally:
+                self.target = None  # nor what was put: until `prepare`, this only reads
 
     def after_fork(self) -> None:
         """Let go of what belongs to the parent: its lock, and its unflushed changes."""

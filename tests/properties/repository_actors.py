@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
@@ -97,8 +98,8 @@ class Actor:
 
     def end(self, number: int) -> None:
         """Let a session go whatever it has left."""
-        session = self.sessions.pop(number)
-        session.tree.target = None
+        with suppress(errors.VersionNotFoundError):  # its branch was deleted
+            self.sessions.pop(number).discard()
 
     # -- the repository ---------------------------------------------------------------------
 

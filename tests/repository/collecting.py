@@ -33,7 +33,7 @@ def write(repo: Repository, branch: str, seeds: dict[int, int], message: str = "
     try:
         return session.commit(message) if message else session.flush()
     except StorageError:
-        session.tree.target = None  # it is given up: nothing is flushed when it is collected
+        session.discard()
         raise
 
 

@@ -43,11 +43,11 @@ def _write(path: str, name: str, seed: int, results: multiprocessing.Queue[objec
         except StorageError as error:
             if "older than the grace time" not in str(error):
                 raise
-            session.tree.target = None
+            session.discard()
             refused += 1
             continue
         except ConflictError:
-            session.tree.target = None
+            session.discard()
             continue
         if rng.random() < 0.2:  # leave it as garbage, with what its history had
             record = repo.refs.branch(name)
