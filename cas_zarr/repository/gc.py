@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cas_zarr.blocks.collectable import CollectableBlocks, Marks, Repacked, Swept
 from cas_zarr.blocks.condemned import Condemned
 from cas_zarr.blocks.tiered import TieredBlocks
-from cas_zarr.cid import CidBytes
+from cas_zarr.cid import CidBytes, format_cid
 from cas_zarr.errors import (
     BlockNotFoundError,
     CasZarrError,
@@ -201,7 +201,7 @@ def collect(
             live_size=live[1],
             condemned_blocks=sum(one.blocks for one, _ in lists),
             condemned_size=sum(one.size for one, _ in lists),
-            until=None if since is None else _DAY_ZERO + since * _MICROSECOND + grace,
+            until=None if since is None else _after(since, grace),
             deleted_blocks=swept.blocks,
             deleted_size=swept.size,
             freed=swept.freed,
@@ -289,6 +289,8 @@ class Collection:
         self.roots: set[CidBytes] = set()
         self.marks: Marks
         self._marker: Marker | None = None
+        self._ended: set[CidBytes] = set()  # commits at which the history was cut
+        self._listed: set[str] = set()  # lists that were pending when the last mark began
         self._cutoff = 0
         self._state_is_damaged = False
         self._missing: Literal["error", "skip"] = missing
@@ -333,10 +335,16 @@ class Collection:
             # a ref that leads to one that is judged has been moved by one who looked at the lists.
             self.marks = self._blocks.survey()
             self._marker = Marker(self._blocks, self._sink, missing=self._missing)
-        shallow = self._guarded("the record of cut histories", self._refs.shallow)
+        self._listed = {one.name for one, _ in self.pending()}
         while True:  # until all that refs lead to has been seen before
             count = len(self.commits) + len(self.roots)
-            for name, record in self._records():
+            records = list(self._records())  # then where histories end: that is noted first
+            shallow = self._guarded("the record of cut histories", self._refs.shallow)
+            for cid in self._ended - shallow:  # the rest of it was fetched meanwhile
+                self._ended.discard(cid)
+                for parent in self._read_commit(cid).parents:
+                    self._commit(f"commit {format_cid(cid)}", parent, shallow)
+            for name, record in records:
                 if record.commit is not None:
                     self._commit(name, record.commit, shallow)
                 if isinstance(record, Branch) and record.work is not None:
@@ -383,7 +391,9 @@ class Collection:
                 self._passed += 1
                 continue
             self._root(name, commit.root)
-            if cid not in shallow:
+            if cid in shallow:
+                self._ended.add(cid)
+            else:
                 ahead.extend(commit.parents)
 
     def _read_commit(self, cid: CidBytes) -> Commit:
@@ -440,7 +450,8 @@ class Collection:
     def sweep(self, grace: timedelta) -> Swept:
         """Delete what is on a list that is older than `grace`, and not marked.
 
-        `mark` must have been called since the list was published.
+        Lists that were published after the last `mark` began are left: it may have missed what
+        refs came to lead to before.
         """
         raw, state = self._state()
         pending = self._read(state) if self._would is None else self._would
@@ -448,7 +459,7 @@ class Collection:
         swept = Swept()
         left = []
         for condemned, published in pending:
-            if now - published >= grace // _MICROSECOND:
+            if now - published >= grace // _MICROSECOND and condemned.name in self._listed:
                 swept += self.marks.sweep(condemned, dry_run=self._dry_run)
             else:  # a list of the future is one of a clock that was wrong: its time begins now
                 left.append((condemned, min(published, now)))
@@ -501,6 +512,13 @@ def _refusal(location: str, name: str, error: CasZarrError) -> CasZarrError:
         f"nothing was collected in {location}: {name} cannot be followed, and what it leads to "
         f"may be in use: {error}; run verify and repair, then gc again"
     )
+
+
+def _after(time: int, grace: timedelta) -> datetime:
+    try:
+        return _DAY_ZERO + time * _MICROSECOND + grace
+    except OverflowError:  # a clock was wrong, or the grace time never ends
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def _now() -> int:

@@ -11,6 +11,7 @@ was led to before the list was swept, and is marked then, or has a copy that the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self, TypeAlias
@@ -35,6 +36,7 @@ __all__ = ["CollectionRecord", "Guard", "PendingList", "collectable"]
 _TYPE = "cas-zarr/gc"
 _VERSION = 1
 _BATCH = 1 << 14
+_is_name = re.compile("[0-9a-f]{32}").fullmatch  # it becomes the name of a file
 
 _History: TypeAlias = dict[CidBytes, tuple[CidBytes, tuple[CidBytes, ...]]]
 """Commit -> its root, and its parents where the history is not cut there."""
@@ -99,7 +101,7 @@ def _pending(value: object) -> PendingList:
     if not isinstance(value, dict) or set(value) != {"name", "time"}:
         raise FormatError("it has something else than lists")
     name, time = value["name"], value["time"]
-    if not isinstance(name, str) or type(time) is not int:
+    if not isinstance(name, str) or not _is_name(name) or type(time) is not int:
         raise FormatError("it has something else than lists")
     return PendingList(name, time)
 
@@ -123,6 +125,8 @@ class Guard:
     ----------
     blocks : BlockStore
     refs : Refs
+    writer, remedy : str
+        Who it is that moves refs, and what to do where blocks are gone, for messages.
 
     Attributes
     ----------
@@ -130,14 +134,23 @@ class Guard:
         The record of collections that was looked at last; what a ref is moved with.
     """
 
-    def __init__(self, blocks: BlockStore, refs: Refs) -> None:
+    def __init__(
+        self,
+        blocks: BlockStore,
+        refs: Refs,
+        *,
+        writer: str = "this session",
+        remedy: str = "open it anew and write the data again",
+    ) -> None:
         self.blocks = blocks
         self.refs = refs
+        self._writer, self._remedy = writer, remedy
         self._partial = isinstance(blocks, TieredBlocks)
         self._own = collectable(blocks)
         self._told: tuple[bytes | None, tuple[Condemned, ...]] | None = None
         self.record, _ = self._look()
         self._first = self.record
+        self._cut: frozenset[CidBytes] = frozenset()
 
     def secure_move(self, new: Branch | Tag | None, expected: Branch | Tag | None) -> None:
         """Make sure that a ref can lead to `new`: its commit, history and roots.
@@ -199,12 +212,14 @@ class Guard:
     def _secure(self, new: Branch | Tag, expected: Branch | Tag | None, *, check: bool) -> None:
         record, lists = self._look()
         if check or lists or record != self._first:
+            swept = check or _was_swept(self._first, record)
+            self._cut = self.refs.shallow()
             try:
                 for batch in _batches(self._needed(new, expected)):
-                    self._renew(batch)
+                    self._renew(batch, swept=swept)
                 self.blocks.flush()
             except BlockNotFoundError as error:
-                raise _gone(new, str(error)) from error
+                raise self._gone(new, str(error)) from error
         self.record = record
 
     def _look(self) -> tuple[bytes | None, tuple[Condemned, ...]]:
@@ -228,20 +243,24 @@ class Guard:
             self._told = record, lists
             return self._told
 
-    def _renew(self, batch: list[CidBytes]) -> None:
+    def _renew(self, batch: list[CidBytes], *, swept: bool) -> None:
         """Write anew what is condemned; BlockNotFoundError if a block is gone."""
         own = self._own
         condemned = np.zeros(len(batch), bool)
         if isinstance(own, CollectableBlocks) and self._told is not None and self._told[1]:
             keys = b"".join(cid[-KEY_SIZE:] for cid in batch)
             condemned = own.condemned_many(np.frombuffer(keys, np.uint8).reshape(-1, KEY_SIZE))
-        for row in np.flatnonzero(condemned).tolist():
-            if not self._partial or own.has(batch[row]):
-                own.put(batch[row], own.get(batch[row]))
-        if not self._partial:  # else what is not here can be fetched again
-            for cid, held in zip(batch, own.has_many(batch), strict=True):
-                if not held:
-                    raise BlockNotFoundError(f"block {format_cid(cid)} is not there")
+        doubtful = [batch[row] for row in np.flatnonzero(condemned).tolist()]
+        for cid in doubtful:
+            if own.has(cid):
+                own.put(cid, own.get(cid))
+        # In a clone of parts most of what is not here was never here, and lies where it comes from.
+        # But what was written here, and swept, is nowhere.
+        if swept or not self._partial:
+            doubtful = batch
+        for cid, held in zip(doubtful, self.blocks.has_many(doubtful), strict=True):
+            if not held:
+                raise BlockNotFoundError(f"block {format_cid(cid)} is not there")
 
     def _needed(self, new: Branch | Tag, expected: Branch | Tag | None) -> Iterator[CidBytes]:
         """Yield the blocks that `new` leads to and `expected` does not."""
@@ -296,15 +315,36 @@ class Guard:
 
     def _commit(self, cid: CidBytes) -> tuple[CidBytes, tuple[CidBytes, ...]]:
         commit = Commit.from_block(cid, self.blocks.get(cid))
-        return commit.root, () if cid in self.refs.shallow() else commit.parents
+        return commit.root, () if cid in self._cut else commit.parents
 
     def _root(self, root: CidBytes, since: CidBytes | None) -> Iterator[CidBytes]:
         if root == since:
             return
         blocks = self._own if self._partial else self.blocks
         skip = _pass_missing if self._partial else None
+        if self._partial and since is not None and not blocks.has(since):
+            since = None
         for _, cid in reachable(blocks, root, since=since, on_error=skip):
             yield cid
+
+    def _gone(self, new: Branch | Tag, why: str) -> StorageError:
+        cid = _work(new) or new.commit
+        assert cid is not None
+        return StorageError(
+            f"{format_cid(cid)} cannot be placed: {self._writer} is older than the grace time of a "
+            f"collection of garbage, which has deleted blocks that it relied on ({why}); "
+            f"{self._remedy}"
+        )
+
+
+def _was_swept(first: bytes | None, now: bytes | None) -> bool:
+    """Tell whether a list may have been swept between two records of collections."""
+    try:
+        before, after = CollectionRecord.from_bytes(first), CollectionRecord.from_bytes(now)
+    except FormatError:
+        return True
+    old, new = ({one.name for one in record.lists} for record in (before, after))
+    return not old <= new or after.epoch - before.epoch != len(new - old)
 
 
 def _pass_missing(path: str, cid: CidBytes, error: CasZarrError) -> None:  # noqa: ARG001
@@ -331,13 +371,3 @@ def _as_record(cid: CidBytes) -> Branch:
 
 def _work(record: Branch | Tag | None) -> CidBytes | None:
     return record.work if isinstance(record, Branch) else None
-
-
-def _gone(new: Branch | Tag, why: str) -> StorageError:
-    cid = _work(new) or new.commit
-    assert cid is not None
-    return StorageError(
-        f"{format_cid(cid)} cannot be placed: this session is older than the grace time of a "
-        f"collection of garbage, which has deleted blocks that it relied on ({why}); open it anew "
-        "and write the data again"
-    )

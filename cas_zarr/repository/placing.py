@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cas_zarr.cid import CidBytes
-from cas_zarr.errors import ConflictError, StorageError
+from cas_zarr.errors import ConflictError
 from cas_zarr.repository.guard import Guard
 from cas_zarr.repository.refs import Branch, GuardError, Tag
 from cas_zarr.repository.versions import read_commit
@@ -30,11 +30,15 @@ class Placer:
     Parameters
     ----------
     repo : Repository
+    verb : str
+        What is done, for messages.
     """
 
-    def __init__(self, repo: Repository) -> None:
+    def __init__(self, repo: Repository, verb: str) -> None:
         self._repo = repo
-        self._guard = Guard(repo.blocks, repo.refs)
+        self._guard = Guard(
+            repo.blocks, repo.refs, writer=f"this {verb}", remedy=f"{verb} again: it copies them"
+        )
 
     def branch(self, name: str, old: Branch | None, new: Branch, *, why: str) -> None:
         """Move a branch; ConflictError if it is not `old` any more."""
@@ -42,8 +46,7 @@ class Placer:
         def move(record: bytes | None) -> None:
             self._repo.refs.update(name, expected=old, new=new, why=why, guard=record)
 
-        since = None if old is None else old.commit
-        self._place(new.work if new.commit is None else new.commit, since, move)
+        self._place(new, old, move)
 
     def begin(self, name: str, new: Branch, *, why: str) -> None:
         """Make a branch; ConflictError if there is another one of that name."""
@@ -65,7 +68,7 @@ class Placer:
                 refs.track(name, expected=old, new=Tag(commit), guard=record)
 
             with suppress(ConflictError):  # fetched elsewhere meanwhile: the later one counts
-                self._place(commit, None if old is None else old.commit, move)
+                self._place(Tag(commit), old, move)
                 return
         raise ConflictError(f"{name!r} is fetched into {refs.location} all the time; repeat")
 
@@ -93,7 +96,7 @@ class Placer:
             else:
                 refs.move_tag(name, expected=old, new=Tag(commit), why=why, guard=record)
 
-        self._place(commit, None if old is None else old.commit, move)
+        self._place(Tag(commit), old, move)
 
     def cut(self, steps: Plan) -> None:
         """Note at which commits the history ends here, and which have their parents by now."""
@@ -102,30 +105,30 @@ class Placer:
             parent for cid in steps.whole for parent in read_commit(self._repo.blocks, cid).parents
         }
         for _ in range(_ATTEMPTS):
-            for commit in deeper:
-                self._guard.secure(commit)
-            old = refs.shallow()
-            new = (old | steps.cut) - steps.whole
-            if new == old:
-                return
-            try:
-                refs.set_shallow(old, new)
-            except ConflictError:  # another transfer
-                continue
-            try:
-                for commit in deeper:  # a collection may have begun just before they were led to
+            with suppress(ConflictError):  # another transfer, or a collection
+                old = refs.shallow()
+                new = old | steps.cut
+                if new != old:  # first: a look at what is deeper shall end there
+                    refs.set_shallow(old, new)
+                if not new & steps.whole:
+                    return
+                self._guard.secure(None)
+                record = self._guard.record
+                for commit in deeper:
                     self._guard.secure(commit)
-            except StorageError:
-                refs.set_shallow(new, old)
-                raise
-            return
+                if self._guard.record == record:  # all were looked at under the same
+                    refs.set_shallow(new, new - steps.whole, guard=record)
+                    return
         raise ConflictError(f"the history in {refs.location} is cut elsewhere all the time; repeat")
 
     def _place(
-        self, target: CidBytes | None, since: CidBytes | None, move: Callable[[bytes | None], None]
+        self,
+        new: Branch | Tag,
+        old: Branch | Tag | None,
+        move: Callable[[bytes | None], None],
     ) -> None:
         for _ in range(_ATTEMPTS):
-            self._guard.secure(target, since=since)
+            self._guard.secure_move(new, old)
             with suppress(GuardError):
                 move(self._guard.record)
                 return

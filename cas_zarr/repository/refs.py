@@ -431,10 +431,19 @@ class Refs(ABC):
                 f"its file, refs/{SHALLOW}, or remove it where the whole history is there"
             ) from None
 
-    def set_shallow(self, expected: Set[CidBytes], new: Set[CidBytes]) -> None:
-        """Replace the commits whose parents are cut off; ConflictError if not `expected`."""
+    def set_shallow(
+        self,
+        expected: Set[CidBytes],
+        new: Set[CidBytes],
+        *,
+        guard: bytes | Unguarded | None = UNGUARDED,
+    ) -> None:
+        """Replace the commits whose parents are cut off; ConflictError if not `expected`.
+
+        Where refs lead to more of a history by it, it has to be guarded, as moves of refs are.
+        """
         self._check_writable()
-        if not self._swap(SHALLOW, _shallow_to(expected), _shallow_to(new)):
+        if not self._swap(SHALLOW, _shallow_to(expected), _shallow_to(new), guard=guard):
             raise ConflictError(
                 f"the history in {self.location} was cut elsewhere meanwhile; read where, and "
                 "repeat"

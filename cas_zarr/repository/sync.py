@@ -36,7 +36,7 @@ from cas_zarr.repository.remotes import (
 )
 from cas_zarr.repository.selection import Part, parse_part
 from cas_zarr.repository.transfer import Copier, Known, Plan, Progress, plan
-from cas_zarr.repository.versions import Commits, not_found, read_commit, root_of
+from cas_zarr.repository.versions import Commits, not_found, read_commit
 
 if TYPE_CHECKING:
     from cas_zarr.repository.merging import MergeResult
@@ -196,7 +196,7 @@ def clone(
         made = Repository.open(target, create=True, hash=origin.hash, author=author)
         try:
             _claim(made, origin, parts)
-            placer = Placer(made)
+            placer = Placer(made, "clone")
             alone = branches is None and depth is None
             _fetch(
                 made,
@@ -253,7 +253,11 @@ def fetch(
     with _opened(source if remote is None else remote.location) as origin:
         chosen = _branches_of(origin, branches)
         name, parts = (FETCHED, None) if remote is None else (remote.name, remote.parts)
-        return _fetch(repo, origin, name, chosen, depth, parts, progress, Placer(repo))
+        report = _fetch(repo, origin, name, chosen, depth, parts, progress, Placer(repo, "fetch"))
+    now = None if remote is None else get_remote(repo.refs, name)
+    if now is not None and now.parts != parts:  # more was fetched meanwhile, of what was there then
+        fetch_paths(repo, now.parts, remote=name, progress=progress)
+    return report
 
 
 def _fetch(
@@ -389,7 +393,7 @@ def push(
     remote = _remote_for(repo, target)
     with _opened(target if remote is None else remote.location, write=True) as there:
         _check_writable(there)
-        placer = Placer(there)
+        placer = Placer(there, "push")
         own = Commits(repo.blocks, repo.refs)
         before = {name: there.refs.branch(name) for name in names}
         for name, record in before.items():
@@ -418,7 +422,7 @@ def push(
             if record is None or record.commit != commit:
                 placer.branch(name, record, new, why=why)
             if remote is not None and not repo.read_only:
-                Placer(repo).track(f"{remote.name}/{name}", commit)
+                Placer(repo, "push").track(f"{remote.name}/{name}", commit)
         for name, commit in named.items():
             placer.set_tag(name, marks[name], commit, why=why)
     return SyncReport(len(steps.order), copier.blocks, copier.size, commits, named)
@@ -462,7 +466,7 @@ def pull(
     for name, commit in fetched.branches.items():
         if repo.refs.branch(name) is None:
             new = Branch(commit, read_commit(repo.blocks, commit).root)
-            Placer(repo).begin(name, new, why=f"pull {place}/{name}")
+            Placer(repo, "pull").begin(name, new, why=f"pull {place}/{name}")
         words = {"message": f"merge {place}/{name} into {name}", **options}
         merged[name] = merge(repo, commit, into=name, **words)
     return PullReport(fetched, merged)
@@ -476,6 +480,8 @@ def fetch_paths(
     progress: Progress | None = None,
 ) -> Copied:
     """Complete a partial clone: copy more groups, arrays or boxes of all its versions.
+
+    Those are what branches, tags, kept roots and the log of refs lead to.
 
     Parameters
     ----------
@@ -494,6 +500,7 @@ def fetch_paths(
         raise not_found(repo.refs, remote, kind="remote", names=repo.refs.remotes())
     parts = None if paths is None else [parse_part(path) for path in paths]
     known = Known(repo)
+    works = _works(repo, known)
     with (
         _opened(record.location) as origin,
         Copier(
@@ -506,16 +513,30 @@ def fetch_paths(
             commit = known.commits.read(cid)
             since = next((roots[one] for one in commit.parents if one in roots), last)
             copier.tree(commit.root, since=since, parts=parts)
+            copier.copy([cid])
             roots[cid] = last = commit.root
-        for name in repo.refs.branches():
-            work = root_of(repo.blocks, repo.refs.branch(name))
-            if work is not None:
-                copier.tree(work, since=last, parts=parts)
+        for work in works:
+            copier.tree(work, since=last, parts=parts)
     whole = parts is None or any(part == Part("") for part in parts)
     if whole or record.parts is not None:
         kept = () if record.parts is None else record.parts
         set_parts(repo.refs, record, None if whole else [*dict.fromkeys((*kept, *(parts or ())))])
     return Copied(copier.blocks, copier.size)
+
+
+def _works(repo: Repository, known: Known) -> list[CidBytes]:
+    """Return all working roots that refs and their log lead to; let `known` meet the log."""
+    refs = repo.refs
+    records = [refs.branch(name) for name in refs.branches()]
+    records += [refs.kept(name) for name in refs.all_kept()]
+    for move in refs.log():
+        for logged in (move.old, move.new):
+            if logged is not None and logged.commit is not None:
+                known.meet(logged.commit)
+            if isinstance(logged, Branch):
+                records.append(logged)
+    works = [one.work for one in records if one is not None and one.work is not None]
+    return list(dict.fromkeys(works))
 
 
 # -- parts of all of them -------------------------------------------------------------------------
@@ -598,7 +619,10 @@ def _remote_for(repo: Repository, place: Place) -> Remote | None:
 
 
 def _location(place: Place) -> str:
-    return os.fspath(place) if isinstance(place, (str, os.PathLike)) else place.location
+    if not isinstance(place, (str, os.PathLike)):
+        return place.location
+    location = os.fspath(place)
+    return location if "://" in location else os.path.abspath(location)
 
 
 @contextmanager

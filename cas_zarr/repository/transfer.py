@@ -191,7 +191,7 @@ class Known:
 
     def __init__(self, repo: Repository) -> None:
         self.blocks = local_blocks(repo.blocks)
-        self.commits = Commits(self.blocks, repo.refs)
+        self.commits = Commits(repo.blocks, repo.refs)
         self._met: set[CidBytes] = set()
         self._ahead: list[tuple[int, CidBytes]] = []  # newest first
         refs = repo.refs
@@ -201,7 +201,7 @@ class Known:
         tags += [refs.tracked(name) for name in refs.all_tracked()]
         for record in (*records, *tags):
             if record is not None and record.commit is not None:
-                self._meet(record.commit)
+                self.meet(record.commit)
 
     def newest(self) -> CidBytes | None:
         """Return a commit that a ref leads to, the newest as far as times tell."""
@@ -237,9 +237,10 @@ class Known:
     def _step(self) -> None:
         _, cid = heapq.heappop(self._ahead)
         for parent in self.commits.parents(cid):
-            self._meet(parent)
+            self.meet(parent)
 
-    def _meet(self, cid: CidBytes) -> None:
+    def meet(self, cid: CidBytes) -> None:
+        """Take a commit, and what comes before it, for one that a ref leads to."""
         if cid not in self._met:
             self._met.add(cid)
             heapq.heappush(self._ahead, (-self.commits.read(cid).time, cid))

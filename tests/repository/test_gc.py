@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from collecting import NONE, collect_all, content, held, make, used, value, write
 
+from cas_zarr.blocks import disk
 from cas_zarr.blocks.local import LocalBlocks
 from cas_zarr.cid import BLAKE3, RAW, cid_of
 from cas_zarr.errors import (
@@ -21,11 +24,13 @@ from cas_zarr.errors import (
     ReadOnlyError,
     StorageError,
 )
+from cas_zarr.repository.expiring import expire
 from cas_zarr.repository.gc import Collection, collect, repack
 from cas_zarr.repository.guard import CollectionRecord, PendingList
 from cas_zarr.repository.records import seal
 from cas_zarr.repository.refs import Branch
 from cas_zarr.repository.repository import Repository
+from cas_zarr.repository.sync import clone, fetch
 
 SECOND = 1_000_000
 DAY = 24 * 3600 * SECOND
@@ -236,9 +241,10 @@ def test_a_session_whose_garbage_was_deleted_says_so_and_can_write_again(
     with pytest.raises(StorageError, match="older than the grace time"):
         session.flush()
     assert other.verify().ok
-    session.tree.target = None  # it is given up
+    session.discard()
+    session.prepare()["a/c/5"] = value(1005)
+    session.commit("once more")
     again = Repository.open(local.location)
-    write(again, "main", {5: 1005}, "once more")
     assert content(again)["a/c/5"] == value(1005)
     assert again.verify().ok
 
@@ -353,6 +359,8 @@ def test_a_record_reads_as_it_was_written() -> None:
         ({"lists": [{"name": "ab" * 16}]}, "something else than lists"),
         ({"lists": [{"name": "ab" * 16, "time": 1, "more": 1}]}, "something else than lists"),
         ({"lists": [{"name": 7, "time": 1}]}, "something else than lists"),
+        ({"lists": [{"name": "../" + "ab" * 14 + "x", "time": 1}]}, "something else than lists"),
+        ({"lists": [{"name": "\0", "time": 1}]}, "something else than lists"),
         ({"lists": [{"name": "ab" * 16, "time": True}]}, "something else than lists"),
     ],
 )
@@ -426,3 +434,53 @@ def test_packs_of_a_pending_list_are_not_merged(local: Repository) -> None:
     clock.now += 2 * DAY
     assert collect(local, log_age=NONE, max_unused=0, clock=clock).deleted_blocks > 90
     assert local.verify().ok
+
+
+def test_what_comes_behind_a_cut_between_two_marks_stays(tmp_path: Path) -> None:
+    source = make(tmp_path / "source")
+    write(source, "main", {1: 4001}, "three")
+    repo = clone(source, tmp_path / "copy")
+    expire(repo, keep=1)  # what came before is garbage, and still here
+    writer = Repository.open(repo.location)
+    with Collection(repo, log_age=NONE) as collection:
+        collection.mark()
+        fetch(writer, depth=9)
+        assert not writer.refs.shallow()
+        collection.publish()
+        collection.mark()
+        collection.sweep(NONE)
+    assert len(list(Repository.open(repo.location).log())) == 3
+    assert Repository.open(repo.location).verify().ok
+
+
+def test_a_list_that_came_after_the_mark_is_not_swept(local: Repository) -> None:
+    writer = Repository.open(local.location)
+    session = writer.session()
+    session.prepare()["a/c/5"] = value(1005)  # found among the garbage
+    with Collection(local, log_age=NONE) as late:
+        late.mark()
+        with without_lock(), Collection(local, log_age=NONE) as quick:
+            quick.mark()
+            session.flush()
+            quick.publish()
+        assert late.sweep(NONE).blocks == 0
+        late.mark()
+        assert late.sweep(NONE).blocks > 80
+    again = Repository.open(local.location)
+    assert again.verify().ok
+    assert dict(again.session().mapping.items())["a/c/5"] == value(1005)
+
+
+@contextmanager
+def without_lock() -> Iterator[None]:
+    """Have a file system without locks, where two can collect at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk, "try_lock", lambda *_, **__: None)
+        yield
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_grace_time_without_end(local: Repository, dry_run: bool) -> None:
+    report = collect(local, grace=timedelta.max, log_age=NONE, max_unused=0, dry_run=dry_run)
+    assert report.until == datetime.max.replace(tzinfo=UTC)
+    assert report.condemned_blocks

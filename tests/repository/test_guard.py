@@ -149,7 +149,7 @@ def test_what_is_gone_is_said(repo: Repository) -> None:
     collect_all(repo)
     new = Branch(base.commit if base else None, root)
     for _ in range(2):
-        with pytest.raises(StorageError, match=r"older than the grace time.*write the data again"):
+        with pytest.raises(StorageError, match=r"this session is older than.*write the data again"):
             guard.secure_move(new, base)
         with pytest.raises(GuardError):
             writer.refs.update("main", expected=base, new=new, guard=guard.record)
@@ -211,9 +211,9 @@ def test_with_a_list_a_look_costs_what_changed(repo: Repository) -> None:
     batches: list[int] = []
     renew = guard._renew
 
-    def counted(batch: list[CidBytes]) -> None:
+    def counted(batch: list[CidBytes], *, swept: bool) -> None:
         batches.append(len(batch))
-        renew(batch)
+        renew(batch, swept=swept)
 
     guard._renew = counted  # type: ignore[method-assign]
     guard.secure_move(new, base)

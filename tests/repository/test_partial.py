@@ -19,10 +19,12 @@ from cas_zarr.errors import (
     FormatError,
     InvalidArgumentError,
     InvalidKeyError,
+    StorageError,
     VersionNotFoundError,
 )
 from cas_zarr.repository.gc import collect
 from cas_zarr.repository.records import seal
+from cas_zarr.repository.refs import Branch
 from cas_zarr.repository.remotes import (
     Remote,
     add_remote,
@@ -377,3 +379,134 @@ def test_what_is_no_record_is_refused(change: dict[str, Any]) -> None:
 def test_the_local_blocks_of_a_whole_repository_are_its_blocks(source: Repository) -> None:
     blocks: BlockStore = source.blocks
     assert local_blocks(blocks) is blocks
+
+
+# -- collections ----------------------------------------------------------------------------------
+
+NONE = timedelta(0)
+
+
+def _garbage(repo: Repository, values: dict[str, bytes | None]) -> None:
+    """Leave blocks here that no ref leads to, and that are nowhere else."""
+    repo.create_branch("gone")
+    commit(repo, values, "gone", "gone")
+    repo.delete_branch("gone")
+
+
+def test_a_collection_of_a_partial_clone(source: Repository, tmp_path: Path) -> None:
+    copy = clone(source, tmp_path / "copy", paths=["g/a"])
+    commit(copy, {"g/a/c/1/1": b"mine", "g/b/c/1/1": b"too", "m/zarr.json": b"{}"}, "mine")
+    _garbage(copy, {"g/a/c/2/2": b"g" * 5000, "n/c/0": b"h" * 5000})
+    assert copy.at("main~1")["c/c/0/0"]  # is fetched, and used
+    copy.blocks.flush()
+    expected = contents(copy)
+    used = held(copy)
+    report = collect(copy, grace=NONE, log_age=NONE, max_unused=0)
+    assert report.deleted_size > 10_000
+    assert report.missing > 0
+    assert held(copy) < used
+    assert copy.verify(data=True).ok
+    fresh = Repository.open(copy.location)
+    away = _offline(source)
+    mapping = fresh.at("main")
+    assert [mapping[key] for key in ("g/a/c/1/1", "g/b/c/1/1", "m/zarr.json")] == [
+        b"mine",
+        b"too",
+        b"{}",
+    ]
+    assert mapping["c/c/0/0"]
+    assert _here(fresh, "g/a/c/") == SIDE**2
+    assert collect(fresh, grace=NONE, log_age=NONE, max_unused=0).deleted_blocks == 0
+    away.rename(source.location)
+    assert contents(fresh) == expected
+
+
+@pytest.mark.parametrize("grace", [NONE, timedelta(microseconds=1)])
+def test_a_partial_clone_does_not_rely_on_what_was_collected(
+    source: Repository, tmp_path: Path, grace: timedelta
+) -> None:
+    copy = clone(source, tmp_path / "copy", paths=["g/a"])
+    _garbage(copy, {"g/a/c/2/2": b"only here" * 50})
+    session = Repository.open(copy.location).session()
+    session.prepare().set_value("g/a/c/3/3", b"only here" * 50)
+    for _ in range(2):
+        collect(copy, grace=grace, log_age=NONE, max_unused=0)
+    with pytest.raises(StorageError, match=r"older than the grace time.*discard"):
+        session.commit("with garbage")
+    session.discard()
+    session.prepare().set_value("g/a/c/3/3", b"only here" * 50)
+    session.commit("without")
+    assert Repository.open(copy.location).at("main")["g/a/c/3/3"] == b"only here" * 50
+    assert copy.verify(data=True).ok
+
+
+def test_work_in_a_partial_clone_goes_on_beside_a_list_without_its_source(
+    source: Repository, tmp_path: Path
+) -> None:
+    copy = clone(source, tmp_path / "copy", paths=["g/a"])
+    _garbage(copy, {"g/a/c/2/2": b"only here" * 50})
+    assert collect(copy, log_age=NONE, max_unused=0).condemned_blocks
+    _offline(source)
+    copy = Repository.open(copy.location)
+    with copy.session() as session:
+        session.move("g/b", "moved")  # which was not fetched
+        session.prepare().set_value("g/a/c/3/3", b"only here" * 50)
+        session.commit("move")
+    collect(copy, grace=NONE, log_age=NONE, max_unused=0)
+    assert copy.at("main")["g/a/c/3/3"] == b"only here" * 50
+
+
+def test_a_branch_at_what_was_not_fetched(source: Repository, tmp_path: Path) -> None:
+    copy = clone(source, tmp_path / "copy", paths=["g/a"])
+    commit(source, {"g/b/c/0/0": b"3"}, "three")
+    tip = commit(source, {"g/b/c/0/0": b"4"}, "four")
+    copy.create_branch("b", tip)
+    copy.close()
+    copy = Repository.open(copy.location)
+    fetch(copy)
+    collect(copy, grace=NONE, log_age=NONE)
+    assert copy.at("b")["g/b/c/0/0"] == b"4"
+    assert len(list(copy.log("b"))) == 4
+
+
+def test_what_only_the_log_leads_to_is_fetched_with_the_rest(
+    source: Repository, tmp_path: Path
+) -> None:
+    copy = clone(source, tmp_path / "copy", paths=["g/a"])
+    lost = commit(source, {"g/b/c/3/3": b"lost"}, "to be lost")
+    fetch(copy)
+    copy.reset("main", "origin/main")
+    source.reset("main", "main~1", force=True)
+    commit(source, {"g/b/c/3/3": b"instead"}, "instead")
+    fetch(copy)
+    copy.reset("main", "origin/main", force=True)
+    fetch_paths(copy)
+    _offline(source)
+    copy = Repository.open(copy.location)
+    assert not is_partial(copy)
+    assert contents(copy, lost)["g/b/c/3/3"] == b"lost"
+    assert collect(copy, grace=NONE).missing == 0
+
+
+def test_what_was_kept_is_fetched_with_the_rest(source: Repository, tmp_path: Path) -> None:
+    copy = clone(source, tmp_path / "copy", paths=["g/a"])
+    with source.session() as session:
+        session.prepare().set_value("g/b/c/3/3", b"work")
+    assert session.root is not None
+    mapping = copy.at(session.root)
+    assert mapping["g/b/zarr.json"]
+    name = copy.refs.keep("main", Branch(work=session.root))
+    fetch_paths(copy)
+    _offline(source)
+    assert contents(Repository.open(copy.location), name)["g/b/c/3/3"] == b"work"
+
+
+def test_a_remote_is_known_by_a_relative_path(
+    source: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = clone(source, tmp_path / "copy", paths=["g/a"])
+    commit(source, {"g/b/c/3/3": b"more"}, "three")
+    monkeypatch.chdir(tmp_path)
+    fetch(copy, "source")
+    assert copy.refs.all_tracked() == ["origin/main"]
+    assert _here(copy, "g/b/c/", "origin/main") == 0

@@ -28,7 +28,8 @@ from cas_zarr.errors import (
     VersionNotFoundError,
 )
 from cas_zarr.repository.commit import Commit
-from cas_zarr.repository.gc import Collection
+from cas_zarr.repository.expiring import expire
+from cas_zarr.repository.gc import Collection, collect
 from cas_zarr.repository.history import ancestors
 from cas_zarr.repository.placing import Placer
 from cas_zarr.repository.refs import Branch, Tag
@@ -652,3 +653,65 @@ def test_commits_are_kept_to_the_byte(source: Repository, tmp_path: Path) -> Non
     copy = clone(source, tmp_path / "copy")
     assert copy.blocks.get(cid) == data
     assert isinstance(copy.blocks, LocalBlocks)
+
+
+def test_a_push_beside_which_blocks_are_swept_says_to_push_again(
+    source: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = clone(source, tmp_path / "target")
+    target.create_branch("gone")
+    commit(target, {"a/c/1/1": b"garbage" * 9}, "gone", "gone")
+    target.delete_branch("gone")
+    commit(source, {"a/c/2/2": b"garbage" * 9}, "four")
+    real = Placer.branch
+
+    def branch(self: Placer, *arguments: Any, **options: Any) -> None:
+        collect(target, grace=timedelta(0), log_age=timedelta(0), max_unused=0)
+        real(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Placer, "branch", branch)
+        with pytest.raises(StorageError, match=r"this push is older than .*; push again"):
+            push(source, target)
+    assert target.verify().ok
+    push(source, target)
+    assert _same(source, target, "main")
+
+
+def test_a_history_is_fetched_deeper_while_a_list_is_pending(
+    source: Repository, tmp_path: Path
+) -> None:
+    copy = clone(source, tmp_path / "copy", depth=1, branches=["main"])
+    copy.create_branch("gone")
+    commit(copy, {"a/c/1/1": b"garbage" * 9}, "gone", "gone")
+    copy.delete_branch("gone")
+    report = collect(copy, log_age=timedelta(0), max_unused=0)
+    assert report.condemned_blocks
+    for depth in (2, 3):
+        fetch(copy, depth=depth, branches=["main"])
+        assert len(list(copy.log())) == depth
+    assert copy.refs.shallow() == frozenset()
+    assert copy.verify().ok
+
+
+def test_what_was_behind_a_cut_is_written_anew_where_it_is_condemned(
+    source: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = clone(source, tmp_path / "copy", branches=["main"])
+    expire(copy, keep=1)
+    real = type(copy.refs).set_shallow
+    pending: list[Collection] = []
+
+    def set_shallow(self: Any, *arguments: Any, **options: Any) -> None:
+        if not pending:  # a list comes at the last moment
+            pending.append(Collection(Repository.open(copy.location), log_age=timedelta(0)))
+            pending[0].mark()
+            assert pending[0].publish()
+        real(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(copy.refs), "set_shallow", set_shallow)
+        fetch(copy, depth=9, branches=["main"])
+    pending[0].sweep(timedelta(0))
+    assert Repository.open(copy.location).verify().ok
+    assert len(list(copy.log())) == 3
