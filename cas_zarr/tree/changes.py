@@ -84,7 +84,12 @@ class Changes:
 
     def hides(self, key: str) -> bool:
         """Tell whether a key of the root lies in a folder that was cleared."""
-        return any(key.startswith(folder) for folder in self.cleared)
+        cleared, end = self.cleared, 0
+        while cleared and key[:end] not in cleared:
+            end = key.find("/", end) + 1
+            if end == 0:
+                return False
+        return bool(cleared)
 
     def get(self, key: str) -> Document | object:
         """Return what is bound to a key, `ABSENT` if it was deleted, `CLEAR` if nothing changed."""

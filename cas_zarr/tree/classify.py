@@ -8,6 +8,7 @@ follows from the final map alone, whatever the order in which its keys arrived.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -242,8 +243,11 @@ class Classifier:
     def has_nodes_below(self, head: str, owner: str) -> bool:
         """Tell whether there are, or will be, nodes that could own keys of `owner` below `head`."""
         base = f"{head}/" if head else ""
-        for path in self._new:
-            if path != owner and (path == head or path.startswith(base)):
+        at, below = bisect_left(self._new, head), bisect_left(self._new, base)
+        if head != owner and self._new[at : at + 1] == [head]:
+            return True
+        for path in self._new[below : below + 2]:  # one of them may be the owner, with base ""
+            if path != owner and path.startswith(base):
                 return True
         node = self.view.node(head)
         if node is None:

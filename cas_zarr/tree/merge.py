@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal
 
 import numpy as np
@@ -254,18 +255,27 @@ class _Merge:
     def _writes_below(self, name: _Name, path: str) -> bool:
         """Tell whether one side wrote to keys that belong to a node wherever it owns chunks."""
         views = self.views.values()
-        for place, change in self.changes[name].items():
-            if (
-                path in _at_and_above(place)
-                and (change.keys or change.forms)
-                and any(view.owner(place) == path for view in views)
-            ):
+        for place in self._written_at_and_below[name].get(path, ()):
+            if any(view.owner(place) == path for view in views):
                 return True
-            if change.forms and place != path and place in _at_and_above(path):
+        for place in _at_and_above(path)[1:] if path else ():
+            change = self.changes[name].get(place)
+            if change is not None and change.forms:
                 rest = path[len(place) + 1 if place else 0 :] + "/"
                 if any(len(codes) for _, codes in codes_below(change, rest)):
                     return True
         return False
+
+    @cached_property
+    def _written_at_and_below(self) -> dict[_Name, dict[str, list[str]]]:
+        """By the path of a node, where each side wrote keys and chunks at and below it."""
+        out: dict[_Name, dict[str, list[str]]] = {"ours": {}, "theirs": {}}
+        for name in _NAMES:
+            for place, change in self.changes[name].items():
+                if change.keys or change.forms:
+                    for path in _at_and_above(place):
+                        out[name].setdefault(path, []).append(place)
+        return out
 
     # -- what both did ----------------------------------------------------------------------
 
@@ -527,7 +537,7 @@ class _Merge:
             if not any(covers(view, path) for view in self.views.values()):
                 gone.add(path)
                 if self.views["theirs"].node(path) is not None:
-                    changes.clear(f"{path}/")
+                    changes.cleared.add(f"{path}/")  # none of them lies in another
         return gone
 
 

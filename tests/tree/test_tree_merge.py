@@ -9,6 +9,7 @@ from building import CountingBlocks
 
 from cas_zarr.errors import ConflictError
 from cas_zarr.mapping import CASMapping
+from cas_zarr.tree import merge as module
 from cas_zarr.tree.merge import merge
 from cas_zarr.tree.node import Root
 
@@ -156,6 +157,30 @@ def test_a_long_list_of_conflicts_is_cut() -> None:
     ours: Edit = {f"a/c/{x}/{y}": b"x" for x in range(4) for y in range(4)}
     with pytest.raises(ConflictError, match="and 11 more; open the branch anew"):
         united(ours, dict.fromkeys(ours, b"y"))
+
+
+NODE = ("zarr.json", "c/0")
+
+
+def test_many_nodes_that_came_and_went_are_not_compared_each_with_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at_and_above, asked = module._at_and_above, []
+
+    def counted(path: str) -> list[str]:
+        asked.append(path)
+        return at_and_above(path)
+
+    monkeypatch.setattr(module, "_at_and_above", counted)
+    blocks = CountingBlocks()
+    base = CASMapping(blocks)
+    base.update({f"a{n}/{key}": b"{}" for n in range(200) for key in NODE})
+    root = base.flush()
+    gone = edited(blocks, root, {f"a{n}/{key}": None for n in range(100) for key in NODE})
+    more = {f"a{n}/c/1": b"more" for n in range(100, 200)}
+    both = merge(base.view, gone.view, edited(blocks, root, more).view).root
+    assert both.cid() == edited(blocks, gone.flush(), more).view.root.cid()
+    assert len(asked) < 2000
 
 
 def test_merging_with_what_did_not_change_is_the_other_root() -> None:
