@@ -221,11 +221,28 @@ class Repository(RepositoryBase):
         parent: int | None = None,
         resolve: Resolve | None = None,
         resolver: Resolver | None = None,
+        message: str | None = None,
+        author: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        time: int | None = None,
         sign: PrivateKey | str | None = None,
     ) -> MergeResult:
-        """Make on a branch the change that a commit made elsewhere."""
+        """Make on a branch the change that a commit made elsewhere.
+
+        Message, author, time and metadata are the commit's, unless others are given.
+        """
         return cherry_pick(
-            self, version, into=into, parent=parent, resolve=resolve, resolver=resolver, sign=sign
+            self,
+            version,
+            into=into,
+            parent=parent,
+            resolve=resolve,
+            resolver=resolver,
+            message=message,
+            author=author,
+            metadata=metadata,
+            time=time,
+            sign=sign,
         )
 
     def revert(
@@ -237,6 +254,9 @@ class Repository(RepositoryBase):
         resolve: Resolve | None = None,
         resolver: Resolver | None = None,
         message: str | None = None,
+        author: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        time: int | None = None,
         sign: PrivateKey | str | None = None,
     ) -> MergeResult:
         """Take back the change that a commit made, in a commit of its own."""
@@ -248,6 +268,9 @@ class Repository(RepositoryBase):
             resolve=resolve,
             resolver=resolver,
             message=message,
+            author=author,
+            metadata=metadata,
+            time=time,
             sign=sign,
         )
 
