@@ -10,6 +10,7 @@ A part is written as a path, for an array with slices of its index behind it::
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import index
 from typing import TypeAlias
@@ -17,7 +18,7 @@ from typing import TypeAlias
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import BytesLike, CidBytes, format_cid
-from cas_zarr.errors import InvalidArgumentError, ReadOnlyError
+from cas_zarr.errors import BlockNotFoundError, InvalidArgumentError, ReadOnlyError
 from cas_zarr.repository.describe import describe_node
 from cas_zarr.tree.chunktree import ChunkTree, Value
 from cas_zarr.tree.keys import check_key, parse_form
@@ -259,7 +260,10 @@ def part_blocks(
         old = TreeView(TreeReader(behind), Root.from_block(behind.get(since)))
     for part in parts:
         node = view.node(part.path)
-        before = None if old is None else old.node(part.path)
+        before: Node | None = None
+        if old is not None:
+            with suppress(BlockNotFoundError):  # what cannot be read is not had
+                before = old.node(part.path)
         if node is not None and (before is None or before.text() != node.text()):
             if part.slices is None:
                 found = _subtree(blocks, view, node, old, before, since_blocks)

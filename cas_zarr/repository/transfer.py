@@ -92,9 +92,12 @@ class Copier:
         ----------
         root : CidBytes
         since : CidBytes, optional
-            A root that the target has whole, or all those parts of.
+            A root that the target has whole, or all those parts of; in a clone of parts, the rest
+            can be fetched. One that is not there is passed over.
         parts : sequence of Part, optional
         """
+        if since is not None and not self.target.has(since):
+            since = None
         if parts is None:
             walk = reachable(self.source, root, since=since, since_blocks=self.target)
             self.copy(cid for _, cid in walk)

@@ -462,11 +462,17 @@ def test_a_branch_at_what_was_not_fetched(source: Repository, tmp_path: Path) ->
     tip = commit(source, {"g/b/c/0/0": b"4"}, "four")
     copy.create_branch("b", tip)
     copy.close()
+    commit(source, {"g/a/c/0/0": b"5"}, "five")
     copy = Repository.open(copy.location)
+    assert not local_blocks(copy.blocks).has(copy.resolve("b").root)
     fetch(copy)
+    assert copy.at("origin/main")["g/a/c/0/0"] == b"5"
     collect(copy, grace=NONE, log_age=NONE)
     assert copy.at("b")["g/b/c/0/0"] == b"4"
     assert len(list(copy.log("b"))) == 4
+    fetch_paths(copy)
+    _offline(source)
+    assert Repository.open(copy.location).verify(data=True).ok
 
 
 def test_what_only_the_log_leads_to_is_fetched_with_the_rest(
