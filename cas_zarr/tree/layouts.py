@@ -61,8 +61,8 @@ class Resize:
     def outside(self, coordinates: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell which chunks, coordinates of shape (n, ndim), lie outside the new grid."""
         grid = [min(side, _BEYOND) for side in self.grid]  # a shape can be of any size
-        beyond = np.greater_equal(coordinates, np.array(grid, np.int64))
-        out: NDArray[np.bool_] = beyond.any(axis=1)
+        beyond: NDArray[np.bool_] = np.greater_equal(coordinates, np.array(grid, np.int64))
+        out: NDArray[np.bool_] = np.logical_or.reduce(beyond, axis=1)
         return out
 
 
