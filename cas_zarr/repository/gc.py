@@ -167,10 +167,15 @@ def collect(
     StorageError
         If the disk failed. Nothing in use is lost; collect again.
     """
-    if grace < timedelta(0) or log_age < timedelta(0):
-        raise InvalidArgumentError("a time to keep something cannot be negative; give 0 or more")
-    if not 0 <= max_unused <= 1:
-        raise InvalidArgumentError(f"max_unused is a share from 0 to 1, not {max_unused}")
+    for span in (grace, log_age):
+        if not isinstance(span, timedelta) or span < timedelta(0):
+            raise InvalidArgumentError(
+                f"{span!r} is no time to keep something; give a timedelta of 0 or more"
+            )
+    if not isinstance(max_unused, (int, float)) or not 0 <= max_unused <= 1:
+        raise InvalidArgumentError(f"max_unused is a share from 0 to 1, not {max_unused!r}")
+    if missing not in (None, "error", "skip"):
+        raise InvalidArgumentError(f'missing is "error" or "skip", not {missing!r}')
     with Collection(
         repo,
         dry_run=dry_run,
@@ -335,6 +340,11 @@ class Collection:
             # a ref that leads to one that is judged has been moved by one who looked at the lists.
             self.marks = self._blocks.survey()
             self._marker = Marker(self._blocks, self._sink, missing=self._missing)
+        elif self.missing:  # what was passed over may have been fetched, and lead to more
+            self._marker = Marker(self._blocks, self._sink, missing=self._missing)
+            self._passed = 0
+            self.commits.clear()
+            self.roots.clear()
         self._listed = {one.name for one, _ in self.pending()}
         while True:  # until all that refs lead to has been seen before
             count = len(self.commits) + len(self.roots)

@@ -35,6 +35,7 @@ __all__ = [
     "Recording",
     "index_box",
     "parse_part",
+    "parse_parts",
     "part_blocks",
     "select_trees",
 ]
@@ -91,6 +92,17 @@ def parse_part(text: str | Part) -> Part:
         return Part(path, tuple(_side(side, text) for side in inner[:-1].split(",")))
     except ValueError:
         raise _no_slices(text) from None
+
+
+def parse_parts(texts: str | Part | Iterable[str | Part] | None) -> tuple[Part, ...] | None:
+    """Return the parts that texts mean, or one text; None, which is everything, for None."""
+    if texts is None:
+        return None
+    if isinstance(texts, (str, Part)):
+        return (parse_part(texts),)
+    if not isinstance(texts, Iterable):
+        raise InvalidArgumentError(f"{texts!r} is no path, and no sequence of paths")
+    return tuple(map(parse_part, texts))
 
 
 def _side(side: str, text: str) -> tuple[int | None, int | None]:

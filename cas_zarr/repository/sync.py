@@ -22,6 +22,7 @@ from cas_zarr.errors import (
     InvalidArgumentError,
     ReadOnlyError,
 )
+from cas_zarr.repository.guard import Guard
 from cas_zarr.repository.placing import Placer
 from cas_zarr.repository.refs import Branch
 from cas_zarr.repository.remotes import (
@@ -34,7 +35,7 @@ from cas_zarr.repository.remotes import (
     open_remote,
     set_parts,
 )
-from cas_zarr.repository.selection import Part, parse_part
+from cas_zarr.repository.selection import Part, parse_parts
 from cas_zarr.repository.transfer import Copier, Known, Plan, Progress, plan
 from cas_zarr.repository.versions import Commits, not_found, read_commit
 
@@ -109,7 +110,7 @@ def copy_tree(
     root: CidLike,
     *,
     since: CidLike | None = None,
-    parts: Sequence[str | Part] | None = None,
+    parts: str | Sequence[str | Part] | None = None,
     progress: Progress | None = None,
 ) -> Copied:
     """Copy the blocks of a root that a place lacks, verified, and make them durable there.
@@ -123,7 +124,7 @@ def copy_tree(
         The document of a dataset or of a subtree.
     since : CID, optional
         A root that the target has whole. What it has at the same place is not opened.
-    parts : sequence, optional
+    parts : str or sequence, optional
         Copy only these groups, arrays and boxes, and what leads to them.
     progress : callable, optional
         Called with the blocks and the bytes that have been copied.
@@ -138,7 +139,7 @@ def copy_tree(
         copier.tree(
             as_cid_bytes(root),
             since=None if since is None else as_cid_bytes(since),
-            parts=None if parts is None else [parse_part(part) for part in parts],
+            parts=parse_parts(parts),
         )
     return Copied(copier.blocks, copier.size)
 
@@ -151,7 +152,7 @@ def clone(
     target: str | os.PathLike[str],
     *,
     branches: Iterable[str] | None = None,
-    paths: Sequence[str | Part] | None = None,
+    paths: str | Sequence[str | Part] | None = None,
     depth: int | None = None,
     author: str = "",
     progress: Progress | None = None,
@@ -169,7 +170,7 @@ def clone(
         Where nothing is yet, or what an earlier clone from the same source has left.
     branches : iterable of str, optional
         Only these, and the tags of their histories; all branches and tags by default.
-    paths : sequence of str, optional
+    paths : str or sequence of str, optional
         Make a partial clone: of each version copy only these groups, arrays and boxes
         (``"ocean/t2m[0:10, :]"``, in elements). What the others have is fetched from the source
         when it is read, so the source has to stay; see `fetch_paths`.
@@ -189,7 +190,7 @@ def clone(
     """
     from cas_zarr.repository.repository import Repository
 
-    parts = None if paths is None else tuple(parse_part(path) for path in paths)
+    parts = parse_parts(paths)
     with _opened(source) as origin:
         chosen = _branches_of(origin, branches)
         target = os.fspath(target)
@@ -277,8 +278,8 @@ def _fetch(
 
     With `works`, the working roots of branches that have no commit are copied, too.
     """
-    if depth is not None and depth < 1:
-        raise InvalidArgumentError(f"depth {depth} is no number of commits; give 1 or more")
+    if depth is not None and (not isinstance(depth, int) or depth < 1):
+        raise InvalidArgumentError(f"depth {depth!r} is no number of commits; give 1 or more")
     commits = {name: r.commit for name, r in chosen.items() if r.commit is not None}
     named = {tag: found.commit for tag in origin.refs.tags() if (found := origin.refs.tag(tag))}
     tips = [*commits.values(), *(named.values() if all_tags else ())]
@@ -474,7 +475,7 @@ def pull(
 
 def fetch_paths(
     repo: Repository,
-    paths: Sequence[str | Part] | None = None,
+    paths: str | Sequence[str | Part] | None = None,
     *,
     remote: str = ORIGIN,
     progress: Progress | None = None,
@@ -486,7 +487,7 @@ def fetch_paths(
     Parameters
     ----------
     repo : Repository
-    paths : sequence of str, optional
+    paths : str or sequence of str, optional
         What to copy, now and with each later fetch; the whole rest by default. After that the
         clone is no longer partial.
     remote : str
@@ -498,7 +499,11 @@ def fetch_paths(
     record = get_remote(repo.refs, remote)
     if record is None:
         raise not_found(repo.refs, remote, kind="remote", names=repo.refs.remotes())
-    parts = None if paths is None else [parse_part(path) for path in paths]
+    parts = parse_parts(paths)
+    guard = Guard(
+        local_blocks(repo.blocks), repo.refs, writer="this fetch", remedy="fetch the rest again"
+    )
+    steps: list[tuple[CidBytes, CidBytes | None]] = []
     known = Known(repo)
     works = _works(repo, known)
     with (
@@ -514,14 +519,29 @@ def fetch_paths(
             since = next((roots[one] for one in commit.parents if one in roots), last)
             copier.tree(commit.root, since=since, parts=parts)
             copier.copy([cid])
+            steps.append((commit.root, since))
             roots[cid] = last = commit.root
         for work in works:
             copier.tree(work, since=last, parts=parts)
+            steps.append((work, last))
     whole = parts is None or any(part == Part("") for part in parts)
+    if whole:  # a collection that passed over what was missing may have taken what lies below
+        _secure_all(guard, steps)
     if whole or record.parts is not None:
         kept = () if record.parts is None else record.parts
         set_parts(repo.refs, record, None if whole else [*dict.fromkeys((*kept, *(parts or ())))])
     return Copied(copier.blocks, copier.size)
+
+
+def _secure_all(guard: Guard, steps: Sequence[tuple[CidBytes, CidBytes | None]]) -> None:
+    """Make sure of all roots, each beside one that was made sure of before."""
+    while True:
+        guard.secure(None)
+        record = guard.record
+        for root, since in steps:
+            guard.secure(root, since=since)
+        if guard.record == record:
+            return
 
 
 def _works(repo: Repository, known: Known) -> list[CidBytes]:

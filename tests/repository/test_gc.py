@@ -372,7 +372,10 @@ def test_a_record_that_is_malformed(change: dict[str, Any], reason: str) -> None
 
 
 def test_what_makes_no_sense_is_refused(repo: Repository) -> None:
-    for options in ({"grace": timedelta(-1)}, {"log_age": timedelta(-1)}, {"max_unused": 1.5}):
+    for options in (
+        *({"grace": timedelta(-1)}, {"log_age": timedelta(-1)}, {"max_unused": 1.5}),
+        *({"grace": 5}, {"log_age": None}, {"max_unused": "x"}, {"missing": "x"}),
+    ):
         with pytest.raises(InvalidArgumentError):
             collect(repo, **options)  # type: ignore[arg-type]
     reader = Repository.open(repo.location, read_only=True)

@@ -22,7 +22,7 @@ from cas_zarr.errors import (
     StorageError,
     VersionNotFoundError,
 )
-from cas_zarr.repository.gc import collect
+from cas_zarr.repository.gc import Collection, collect
 from cas_zarr.repository.records import seal
 from cas_zarr.repository.refs import Branch
 from cas_zarr.repository.remotes import (
@@ -158,6 +158,25 @@ def test_what_an_earlier_root_has_is_left_out(
     assert len(found - before) == 5  # the root, and a page and a chunk of both arrays
     assert len(found) < 30  # of 1600 chunks in each; those in the box are named anyway
     assert len(set(seen)) < 15
+
+
+def test_one_path_is_no_sequence_of_letters(source: Repository, tmp_path: Path) -> None:
+    copy = clone(source, tmp_path / "copy", paths="g/a")
+    record = get_remote(copy.refs, "origin")
+    assert record is not None
+    assert record.parts == (Part("g/a"),)
+    assert _here(copy, "g/b/c/") == 0
+    fetch_paths(copy, "g/b")
+    assert _here(copy, "g/b/c/") == SIDE**2
+    assert _here(copy, "c/c/") == 0
+    target = Repository.memory()
+    copied = copy_tree(source.blocks, target.blocks, source.resolve("main").root, parts="g/notes")
+    assert copied.blocks < 3
+    for wrong in (7, [7]):
+        with pytest.raises(InvalidArgumentError, match="no path"):
+            clone(source, tmp_path / "other", paths=wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="no number of commits"):
+        fetch(copy, depth="all")  # type: ignore[arg-type]
 
 
 # -- clones ---------------------------------------------------------------------------------------
@@ -454,6 +473,32 @@ def test_work_in_a_partial_clone_goes_on_beside_a_list_without_its_source(
         session.commit("move")
     collect(copy, grace=NONE, log_age=NONE, max_unused=0)
     assert copy.at("main")["g/a/c/3/3"] == b"only here" * 50
+
+
+def test_a_clone_that_becomes_whole_beside_a_collection(source: Repository, tmp_path: Path) -> None:
+    copy = clone(source, tmp_path / "copy", paths=["g/a"])
+    value = copy.at("main")["g/b/c/1/1"]
+    copy.close()
+    copy = clone(source, tmp_path / "other", paths=["g/a"])
+    _garbage(copy, {"g/a/c/1/1": value})  # is here, and what leads to it is not
+    other = Repository.open(copy.location)
+    with Collection(other, log_age=NONE) as collection:
+        collection.mark()
+        collection.publish()
+        collection.mark()
+        fetch_paths(copy)
+        collection.sweep(NONE)
+    assert Repository.open(copy.location).verify(data=True).ok
+    copy = clone(source, tmp_path / "third", paths=["g/a"])
+    _garbage(copy, {"g/a/c/1/1": value})
+    other = Repository.open(copy.location)
+    with Collection(other, log_age=NONE) as collection:
+        collection.mark()
+        fetch_paths(copy)
+        collection.publish()
+        collection.mark()
+        collection.sweep(NONE)
+    assert Repository.open(copy.location).verify(data=True).ok
 
 
 def test_a_branch_at_what_was_not_fetched(source: Repository, tmp_path: Path) -> None:
