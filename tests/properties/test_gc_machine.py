@@ -419,4 +419,4 @@ TestMemory.settings = settings(max_examples=40, stateful_step_count=40, deadline
 class TestLong(GCMachine.TestCase):  # type: ignore[misc, name-defined]
     """More of the same."""
 
-    settings = settings(max_examples=400, stateful_step_count=50, deadline=None)
+    settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
