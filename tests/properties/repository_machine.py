@@ -141,12 +141,15 @@ class RepositoryBase(RuleBasedStateMachine):
         assert self.root_of.setdefault(tuple(sorted(data.items())), root) == root
         assert self.actors[world][0].read(root) == data
 
-    def place(self, world: int, branch: str, new: Record | None) -> None:
-        """Move a branch of the model, and look whether the real one is there."""
+    def place(self, world: int, branch: str, new: Record | None, *, logged: bool = False) -> None:
+        """Move a branch of the model, and look whether the real one is there.
+
+        A move of the work alone is in the log only if it was made by hand.
+        """
         model = self.worlds[world]
         old = model.branches.get(branch)
         before, after = (None if one is None else one.commit for one in (old, new))
-        if before != after or old is None or new is None:
+        if before != after or old is None or new is None or logged:
             model.logged.update(cid for cid in (before, after) if cid is not None)
         if new is None:
             del model.branches[branch]
@@ -472,8 +475,13 @@ class RepositoryBase(RuleBasedStateMachine):
 
             def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
                 if isinstance(error, (StorageError, BlockNotFoundError)):
-                    assert machine.writers[number].old, error
-                    machine.end(number)
+                    writer = machine.writers[number]
+                    assert writer.old, error
+                    refs = machine.repo(writer.world).refs
+                    if set(refs.all_kept()) - machine.worlds[writer.world].kept.keys():
+                        machine.was_kept(number)  # what it began with is gone, not what it has
+                    else:
+                        machine.end(number)
                     return True
                 return False
 
@@ -532,7 +540,7 @@ class RepositoryBase(RuleBasedStateMachine):
             return
         history_call(actor, "reset", branch, version, force=force)
         if (record.commit, shown) != (commit, found):
-            self.place(world, branch, Record(commit, found))
+            self.place(world, branch, Record(commit, found), logged=True)
 
     def tag(self, dice: random.Random) -> None:
         name = dice.choice(TAGS)
