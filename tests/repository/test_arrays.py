@@ -48,6 +48,8 @@ def values_for(array: Any) -> Any:
         for name in array.dtype.names:
             found[name] = numbers
         return found
+    if array.dtype == object:  # strings, where NumPy has no type of its own for them
+        return numbers.astype(str).astype(object)
     return numbers.astype(array.dtype)
 
 
