@@ -172,7 +172,7 @@ def test_flipped_bits_in_the_other_records(whole: tuple[Path, Model], tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 def test_every_bit(whole: tuple[Path, Model], tmp_path: Path) -> None:
     path, model = whole
     flips = all_flips(path)
