@@ -11,6 +11,7 @@ import os
 import re
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -148,6 +149,13 @@ def check_pack(path: str, *, data: bool = True, progress: OnBytes | None = None)
     StorageError
         If it cannot be read.
     """
+    with _opened(path) as file:
+        return _Checker(file, data, progress).run()
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[_File]:
+    """Open a pack; what the disk does wrong meanwhile is a StorageError, unless it is gone."""
     try:
         file = _File(path)
     except FileNotFoundError:
@@ -155,7 +163,7 @@ def check_pack(path: str, *, data: bool = True, progress: OnBytes | None = None)
     except OSError as error:
         raise disk.failure(error, "open a pack", path) from error
     try:
-        return _Checker(file, data, progress).run()
+        yield file
     except OSError as error:
         raise disk.failure(error, "read a pack", path) from error
     finally:
@@ -488,18 +496,8 @@ def salvage(path: str) -> Iterator[tuple[CidBytes, bytes]]:
     StorageError
         If it cannot be read.
     """
-    try:
-        file = _File(path)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise disk.failure(error, "open a pack", path) from error
-    try:
+    with _opened(path) as file:
         yield from _Salvage(file).run()
-    except OSError as error:
-        raise disk.failure(error, "read a pack", path) from error
-    finally:
-        file.close()
 
 
 class _Salvage:
