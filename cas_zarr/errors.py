@@ -17,6 +17,7 @@
     ├── WriteOnceError              a strict store refuses to bind a key anew
     ├── ConflictError               another writer was here first and the changes overlap
     ├── StorageError (OSError)      the disk, or whatever holds the blocks, failed
+    │   └── RemoteError             a server did not answer, or not with what was asked for
     └── MissingDependencyError (ImportError)  an optional part is not installed
 
 Messages say what, which, where, and the remedy, in lower case, with CIDs in full.
@@ -40,6 +41,7 @@ __all__ = [
     "MissingDependencyError",
     "NotFoundError",
     "ReadOnlyError",
+    "RemoteError",
     "RepositoryNotFoundError",
     "StorageError",
     "VersionNotFoundError",
@@ -129,6 +131,21 @@ class ConflictError(CasZarrError):
 
 class StorageError(CasZarrError, OSError):
     """The disk, or whatever holds the blocks, failed."""
+
+
+class RemoteError(StorageError):
+    """A server did not answer, or not with what was asked for.
+
+    Parameters
+    ----------
+    message : str
+    status : int, optional
+        The HTTP status, where there was an answer.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class MissingDependencyError(CasZarrError, ImportError):
