@@ -3,51 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator
 
-from cas_zarr.blocks.base import BlockStore
-from cas_zarr.blocks.collectable import Repacked
 from cas_zarr.cid import CidBytes, CidLike
 from cas_zarr.errors import InvalidArgumentError
 from cas_zarr.repository.base import RepositoryBase
 from cas_zarr.repository.diffing import Change, compare, empty_place, place_of, same
-from cas_zarr.repository.expiring import ExpireReport, expire
-from cas_zarr.repository.gc import GRACE, LOG_AGE, GCReport, collect, repack
+from cas_zarr.repository.expiring import expire
+from cas_zarr.repository.gc import collect, repack
 from cas_zarr.repository.history import LogEntry, log
-from cas_zarr.repository.merging import (
-    MergeResult,
-    Resolve,
-    cherry_pick,
-    merge,
-    rebase,
-    revert,
-)
+from cas_zarr.repository.merging import cherry_pick, merge, rebase, revert
 from cas_zarr.repository.moving import guarded, move_tag, rename_branch, reset
 from cas_zarr.repository.names import check_name
 from cas_zarr.repository.proof import prove
 from cas_zarr.repository.refs import Branch, RefMove, Tag
-from cas_zarr.repository.remotes import ORIGIN, add_remote, list_remotes, remove_remote
-from cas_zarr.repository.repair import RepairProgress, RepairReport, repair
+from cas_zarr.repository.remotes import add_remote, list_remotes, remove_remote
+from cas_zarr.repository.repair import repair
 from cas_zarr.repository.session import Session, close_sessions
-from cas_zarr.repository.sync import (
-    Copied,
-    PullReport,
-    SyncReport,
-    clone,
-    fetch,
-    fetch_paths,
-    pull,
-    push,
-)
-from cas_zarr.repository.times import When
+from cas_zarr.repository.sync import clone, fetch, fetch_paths, pull, push
 from cas_zarr.repository.verify import Progress, VerifyReport, verify
 from cas_zarr.repository.versions import not_found
-from cas_zarr.tree.merge import Resolver
-
-if TYPE_CHECKING:
-    from cas_zarr.repository.signing import PrivateKey
 
 __all__ = ["LogEntry", "Repository"]
 
@@ -55,7 +30,9 @@ __all__ = ["LogEntry", "Repository"]
 class Repository(RepositoryBase):
     """A repository of datasets, and all that can be done with their versions.
 
-    Open one with `Repository.open`, or copy one with `Repository.clone`.
+    Open one with `Repository.open`, or copy one with `Repository.clone`. Verbs that are a module's
+    own matter are the functions of that module, which take the repository first: `merge` here is
+    `cas_zarr.repository.merging.merge`.
 
     Attributes
     ----------
@@ -88,32 +65,7 @@ class Repository(RepositoryBase):
 
     # -- history --------------------------------------------------------------------------------
 
-    def log(
-        self,
-        version: CidLike = "main",
-        *,
-        since: When | None = None,
-        until: When | None = None,
-        path: str | None = None,
-        box: Sequence[slice | tuple[int, int | None]] | None = None,
-        first_parent: bool = False,
-        topological: bool = False,
-    ) -> Iterator[LogEntry]:
-        """Yield the commits of a version's history, newest first, each once.
-
-        With `path`, and with a `box` of chunks there, those that changed it; see
-        `cas_zarr.repository.history.log`.
-        """
-        return log(
-            self,
-            version,
-            since=since,
-            until=until,
-            path=path,
-            box=box,
-            first_parent=first_parent,
-            topological=topological,
-        )
+    log = log
 
     def reflog(self, ref: str | None = None) -> list[RefMove]:
         """Return what each move of a branch or a tag replaced, newest last.
@@ -180,135 +132,14 @@ class Repository(RepositoryBase):
 
     # -- combining ------------------------------------------------------------------------------
 
-    def merge(
-        self,
-        version: CidLike,
-        *,
-        into: str = "main",
-        message: str | None = None,
-        resolve: Resolve | None = None,
-        resolver: Resolver | None = None,
-        fast_forward: bool = True,
-        author: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        time: int | None = None,
-        sign: PrivateKey | str | None = None,
-    ) -> MergeResult:
-        """Bring into a branch what another version has; see `cas_zarr.repository.merging.merge`.
-
-        Different chunks of one array and different fields of one document are united. What both
-        changed is a conflict: `resolve` is ``"ours"``, ``"theirs"`` or a function of three arrays.
-        """
-        return merge(
-            self,
-            version,
-            into=into,
-            message=message,
-            resolve=resolve,
-            resolver=resolver,
-            fast_forward=fast_forward,
-            author=author,
-            metadata=metadata,
-            time=time,
-            sign=sign,
-        )
-
-    def cherry_pick(
-        self,
-        version: CidLike,
-        *,
-        into: str = "main",
-        parent: int | None = None,
-        resolve: Resolve | None = None,
-        resolver: Resolver | None = None,
-        message: str | None = None,
-        author: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        time: int | None = None,
-        sign: PrivateKey | str | None = None,
-    ) -> MergeResult:
-        """Make on a branch the change that a commit made elsewhere.
-
-        Message, author, time and metadata are the commit's, unless others are given.
-        """
-        return cherry_pick(
-            self,
-            version,
-            into=into,
-            parent=parent,
-            resolve=resolve,
-            resolver=resolver,
-            message=message,
-            author=author,
-            metadata=metadata,
-            time=time,
-            sign=sign,
-        )
-
-    def revert(
-        self,
-        version: CidLike,
-        *,
-        into: str = "main",
-        parent: int | None = None,
-        resolve: Resolve | None = None,
-        resolver: Resolver | None = None,
-        message: str | None = None,
-        author: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        time: int | None = None,
-        sign: PrivateKey | str | None = None,
-    ) -> MergeResult:
-        """Take back the change that a commit made, in a commit of its own."""
-        return revert(
-            self,
-            version,
-            into=into,
-            parent=parent,
-            resolve=resolve,
-            resolver=resolver,
-            message=message,
-            author=author,
-            metadata=metadata,
-            time=time,
-            sign=sign,
-        )
-
-    def rebase(
-        self,
-        branch: str,
-        *,
-        onto: CidLike,
-        resolve: Resolve | None = None,
-        resolver: Resolver | None = None,
-        sign: PrivateKey | str | None = None,
-    ) -> MergeResult:
-        """Make the commits of a branch anew on top of another version."""
-        return rebase(self, branch, onto=onto, resolve=resolve, resolver=resolver, sign=sign)
+    merge = merge
+    cherry_pick = cherry_pick
+    revert = revert
+    rebase = rebase
 
     # -- sharing --------------------------------------------------------------------------------
 
-    @staticmethod
-    def clone(
-        source: Repository | str | os.PathLike[str],
-        target: str | os.PathLike[str],
-        *,
-        branches: Iterable[str] | None = None,
-        paths: Sequence[str] | None = None,
-        depth: int | None = None,
-        author: str = "",
-        progress: Progress | None = None,
-    ) -> Repository:
-        """Copy a repository, or some groups, arrays or boxes of it; see `sync.clone`."""
-        return clone(
-            source,
-            target,
-            branches=branches,
-            paths=paths,
-            depth=depth,
-            author=author,
-            progress=progress,
-        )
+    clone = staticmethod(clone)
 
     def remotes(self) -> dict[str, str]:
         """Return where other repositories are that have a name here."""
@@ -336,84 +167,16 @@ class Repository(RepositoryBase):
         self._check_writable()
         remove_remote(self.refs, name)
 
-    def fetch(
-        self,
-        source: Repository | str | os.PathLike[str] = ORIGIN,
-        *,
-        branches: Iterable[str] | None = None,
-        depth: int | None = None,
-        progress: Progress | None = None,
-    ) -> SyncReport:
-        """Copy what another repository has got, and note where its branches are."""
-        return fetch(self, source, branches=branches, depth=depth, progress=progress)
-
-    def pull(
-        self,
-        source: Repository | str | os.PathLike[str] = ORIGIN,
-        *,
-        branches: str | Iterable[str] = "main",
-        resolve: Resolve | None = None,
-        progress: Progress | None = None,
-    ) -> PullReport:
-        """Fetch branches of another repository, and merge them into the ones of their name here."""
-        return pull(self, source, branches=branches, resolve=resolve, progress=progress)
-
-    def push(
-        self,
-        target: Repository | str | os.PathLike[str] = ORIGIN,
-        *,
-        branches: str | Iterable[str] = "main",
-        tags: Iterable[str] = (),
-        force: bool = False,
-        progress: Progress | None = None,
-    ) -> SyncReport:
-        """Give another repository branches and tags, with the blocks that it lacks."""
-        return push(self, target, branches=branches, tags=tags, force=force, progress=progress)
-
-    def fetch_paths(
-        self, paths: Sequence[str] | None = None, *, progress: Progress | None = None
-    ) -> Copied:
-        """Copy more of what a partial clone left behind; without `paths` the rest."""
-        return fetch_paths(self, paths, progress=progress)
+    fetch = fetch
+    pull = pull
+    push = push
+    fetch_paths = fetch_paths
 
     # -- cleaning -------------------------------------------------------------------------------
 
-    def gc(
-        self,
-        *,
-        grace: timedelta = GRACE,
-        log_age: timedelta = LOG_AGE,
-        dry_run: bool = False,
-        max_unused: float = 0.05,
-        progress: Progress | None = None,
-    ) -> GCReport:
-        """Condemn what no ref leads to, and delete what was condemned long enough ago.
-
-        What the log of refs has from the last `log_age` (30 days) counts as in use, so that a
-        deleted branch can be brought back; see `cas_zarr.repository.gc.collect`.
-        """
-        return collect(
-            self,
-            grace=grace,
-            log_age=log_age,
-            dry_run=dry_run,
-            max_unused=max_unused,
-            progress=progress,
-        )
-
-    def expire(
-        self,
-        *,
-        older_than: datetime | timedelta | None = None,
-        keep: int | None = None,
-        dry_run: bool = False,
-    ) -> ExpireReport:
-        """Cut old history off; `gc` then deletes what only it had. See `expiring.expire`."""
-        return expire(self, older_than=older_than, keep=keep, dry_run=dry_run)
-
-    def repack(self) -> Repacked:
-        """Write all packs anew, into as few as is sensible."""
-        return repack(self)
+    gc = collect
+    expire = expire
+    repack = repack
 
     # -- checking -------------------------------------------------------------------------------
 
@@ -448,38 +211,9 @@ class Repository(RepositoryBase):
             progress=progress,
         )
 
-    def repair(
-        self,
-        source: Repository | BlockStore | str | os.PathLike[str],
-        *,
-        progress: RepairProgress | None = None,
-    ) -> RepairReport:
-        """Put right what is damaged or missing, with blocks from another place."""
-        return repair(self, source, progress=progress)
+    repair = repair
 
-    def prove(
-        self,
-        version: CidLike,
-        path: str,
-        box: Sequence[slice | tuple[int, int | None]] | None = None,
-        *,
-        chunks: bool = False,
-    ) -> bytes:
-        """Return a CAR that proves which chunks a version has to who holds its root CID alone.
-
-        `cas_zarr.repository.proof.check_proof` checks it.
-
-        Parameters
-        ----------
-        version : str, bytes or CID
-        path : str
-            An array.
-        box : sequence of slice or (start, stop), optional
-            In chunk coordinates; all chunks by default.
-        chunks : bool
-            Whether the values are in it as well.
-        """
-        return prove(self, version, path, box, chunks=chunks)
+    prove = prove
 
     # -- branches and tags ----------------------------------------------------------------------
 
