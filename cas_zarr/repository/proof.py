@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from cas_zarr.blocks.readonly import ReadOnlyBlocks
 from cas_zarr.cid import (
     DAG_JSON,
     DIGEST_SIZE,
@@ -41,7 +42,6 @@ from cas_zarr.errors import (
 from cas_zarr.repository.describe import describe_node
 from cas_zarr.repository.selection import (
     Box,
-    ReadOnlyBlocks,
     Recording,
     index_box,
     select_trees,

@@ -16,9 +16,9 @@ from operator import index
 from typing import TypeAlias
 
 from cas_zarr.blocks.base import BlockStore
-from cas_zarr.blocks.memory import MemoryBlocks
-from cas_zarr.cid import BytesLike, CidBytes, format_cid
-from cas_zarr.errors import BlockNotFoundError, InvalidArgumentError, ReadOnlyError
+from cas_zarr.blocks.readonly import Overlaid, ReadOnlyBlocks
+from cas_zarr.cid import CidBytes
+from cas_zarr.errors import BlockNotFoundError, InvalidArgumentError
 from cas_zarr.repository.describe import describe_node
 from cas_zarr.tree.chunktree import ChunkTree, Value
 from cas_zarr.tree.keys import check_key, parse_form
@@ -31,7 +31,6 @@ from cas_zarr.tree.walk import reachable
 __all__ = [
     "Box",
     "Part",
-    "ReadOnlyBlocks",
     "Recording",
     "index_box",
     "parse_part",
@@ -166,25 +165,6 @@ def _bounds(part: slice | tuple[int | None, int | None] | int, length: int) -> t
     return start, stop
 
 
-class ReadOnlyBlocks(BlockStore):
-    """A store that others only read; it lists nothing."""
-
-    read_only = True
-
-    def _write(self, cid: CidBytes, data: BytesLike) -> None:  # noqa: ARG002
-        raise self._refusal(cid)
-
-    def _delete(self, cid: CidBytes) -> None:
-        raise self._refusal(cid)
-
-    def _refusal(self, cid: CidBytes) -> ReadOnlyError:
-        return ReadOnlyError(f"{self.location} is for reading only; {format_cid(cid)} stays as is")
-
-    def list(self) -> Iterator[CidBytes]:
-        """Yield nothing."""
-        return iter(())
-
-
 class Recording(ReadOnlyBlocks):
     """Reads another store and remembers what was read.
 
@@ -223,20 +203,6 @@ class Recording(ReadOnlyBlocks):
 
     def _size(self, cid: CidBytes) -> int | None:
         return self._blocks.size(cid)
-
-
-class _Overlay(Recording):
-    """A store with one block more, which nobody has stored: the document of a subtree."""
-
-    def __init__(self, blocks: BlockStore, root: Root) -> None:
-        super().__init__(blocks)
-        data = root.to_block()
-        self.cid = root.cid()
-        self._extra = MemoryBlocks()
-        self._extra.put(self.cid, data)
-
-    def _read(self, cid: CidBytes) -> bytes | None:
-        return self._extra._read(cid) or self._blocks.get(cid)
 
 
 def part_blocks(
@@ -300,18 +266,18 @@ def _subtree(
     before: Node | None,
     since_blocks: BlockStore | None,
 ) -> Iterator[CidBytes]:
-    document = _Overlay(blocks, Root(view.root.header, node))
-    since: _Overlay | None = None
+    root = Root(view.root.header, node)
+    cid = root.cid()
+    document = Overlaid(blocks, cid, root.to_block())
+    since: CidBytes | None = None
+    behind: Overlaid | None = None
     if old is not None and before is not None:
-        since = _Overlay(since_blocks or blocks, Root(old.root.header, before))
-    for _, cid in reachable(
-        document,
-        document.cid,
-        since=None if since is None else since.cid,
-        since_blocks=since,
-    ):
-        if cid != document.cid:
-            yield cid
+        was = Root(old.root.header, before)
+        since = was.cid()
+        behind = Overlaid(since_blocks or blocks, since, was.to_block())
+    for _, found in reachable(document, cid, since=since, since_blocks=behind):
+        if found != cid:
+            yield found
 
 
 def _box(view: TreeView, node: Node, part: Part) -> Iterator[CidBytes]:

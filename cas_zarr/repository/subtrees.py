@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, TypeAlias
 
 from cas_zarr.blocks.base import BlockStore
-from cas_zarr.cid import DAG_JSON, BytesLike, CidBytes, CidLike, as_cid_bytes, codec_of, format_cid
+from cas_zarr.blocks.readonly import Overlaid
+from cas_zarr.cid import DAG_JSON, CidLike, as_cid_bytes, codec_of, format_cid
 from cas_zarr.errors import InvalidArgumentError, NotFoundError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.guard import Guard
@@ -66,7 +66,8 @@ def attach(
     else:
         from cas_zarr.repository.sync import copy_tree
 
-        copy_tree(_WithRoot(blocks, root), mapping.blocks, root.cid())
+        document = Overlaid(blocks, root.cid(), root.to_block())
+        copy_tree(document, mapping.blocks, root.cid())
     return mapping.attach(path, root, overwrite=overwrite)
 
 
@@ -111,38 +112,3 @@ def subtree_of(place: Repository | BlockStore, version: CidLike) -> Root:
 
 def _is_cid(version: str) -> bool:
     return looks_like_cid(re.split("[~^@:]", version)[0])
-
-
-class _WithRoot(BlockStore):
-    """Blocks, and beside them a document that need not be among them."""
-
-    read_only = True
-
-    def __init__(self, blocks: BlockStore, root: Root) -> None:
-        self._blocks = blocks
-        self._data = root.to_block()
-        self._cid = root.cid()
-
-    # docstrings inherited
-
-    @property
-    def location(self) -> str:
-        return self._blocks.location
-
-    def _read(self, cid: CidBytes) -> BytesLike | None:
-        return self._data if cid == self._cid else self._blocks.get(cid)
-
-    def _has(self, cid: CidBytes) -> bool:
-        return cid == self._cid or self._blocks.has(cid)
-
-    def _size(self, cid: CidBytes) -> int | None:
-        return len(self._data) if cid == self._cid else self._blocks.size(cid)
-
-    def _write(self, cid: CidBytes, data: BytesLike) -> None:
-        raise NotImplementedError  # it is read-only
-
-    def _delete(self, cid: CidBytes) -> None:
-        raise NotImplementedError  # it is read-only
-
-    def list(self) -> Iterator[CidBytes]:
-        return self._blocks.list()

@@ -16,10 +16,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 from cas_zarr.blocks.base import BlockStore, checked
+from cas_zarr.blocks.readonly import ReadOnlyBlocks
 from cas_zarr.cid import RAW, CidBytes, CidLike
 from cas_zarr.errors import StorageError
 from cas_zarr.repository.remotes import local_blocks
-from cas_zarr.repository.selection import Part, ReadOnlyBlocks, part_blocks
+from cas_zarr.repository.selection import Part, part_blocks
 from cas_zarr.repository.versions import Commits
 from cas_zarr.tree.walk import reachable
 
