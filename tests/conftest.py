@@ -1,8 +1,11 @@
-"""What every test shares: the profiles of Hypothesis and the fixtures by others."""
+"""What every test shares: the profiles of Hypothesis, fixtures by others, and children."""
 
 from __future__ import annotations
 
 import os
+import traceback
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,32 @@ def conformance() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no conformance fixtures in {folder}; set CAS_ZARR_CONFORMANCE")
     return folder
+
+
+@pytest.fixture
+def forked() -> Callable[[Callable[[], object]], int]:
+    """Return a function that runs another in a child and gives the child's exit status.
+
+    The status is 0, or minus the signal, or 1 after an exception.
+    """
+
+    def run(body: Callable[[], object]) -> int:
+        with warnings.catch_warnings():
+            # The runner of the tests may have a thread; the child uses nothing of it.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                body()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,6 @@ import errno
 import os
 import shutil
 import tempfile
-import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -83,24 +81,6 @@ def place() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def _in_a_child(body: Callable[[], object]) -> int:
-    """Return the exit status of a child that does something; 1 after an exception."""
-    with warnings.catch_warnings():
-        # The runner of the tests may have a thread; the child uses nothing of it.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            body()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def _act(folder: str, name: str, at: int, how: str) -> None:
     with DiskFault(at, how):
         repo = Repository.open(folder, author="somebody")
@@ -146,7 +126,7 @@ def _between(state: State, name: str, before: State, after: State) -> bool:
 @pytest.mark.parametrize("name", ACTIONS)
 @pytest.mark.slow
 def test_a_death_at_any_call_loses_nothing(
-    template: Path, place: Path, name: str, how: str
+    template: Path, place: Path, forked: Callable[[Callable[[], object]], int], name: str, how: str
 ) -> None:
     before, after = _after(template, place / "model", name)
     branch = ACTIONS[name][0]
@@ -155,7 +135,7 @@ def test_a_death_at_any_call_loses_nothing(
         at += 1
         folder = place / str(at)
         shutil.copytree(template, folder)
-        status = _in_a_child(partial(_act, str(folder), name, at, how))
+        status = forked(partial(_act, str(folder), name, at, how))
         assert status in (0, EXIT_CODE)
         repo = Repository.open(folder, author="somebody")
         found = _state(repo)
