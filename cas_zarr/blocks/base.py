@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self, final
 
+from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import (
     DAG_CBOR,
     DAG_JSON,
@@ -57,9 +58,13 @@ class BlockStore(ABC):
     ----------
     read_only : bool
         Whether `put` and `delete` are refused.
+    remote : bool
+        Whether a read takes a round trip: then readers ask for many blocks at once, and for none
+        twice.
     """
 
     read_only: bool = False
+    remote: bool = False
 
     # -- what a backend provides ------------------------------------------------------------
 
@@ -138,6 +143,27 @@ class BlockStore(ABC):
     def get_many(self, cids: Sequence[CidLike]) -> Sequence[bytes]:
         """Return the bytes of many blocks, in order, each verified, read in parallel."""
         return map_ordered(self.get, cids)
+
+    def get_held(self, cids: Sequence[CidLike]) -> dict[CidBytes, bytes]:
+        """Return those of many blocks that are held, verified; a damaged one counts as not held.
+
+        A remote one is not asked twice for the same; a backend that does better gives its own.
+        """
+        keys = [checked(cid) for cid in cids]
+        if self.remote:
+            read = map_waiting(self._get_sound, keys)
+            return {key: data for key, data in zip(keys, read, strict=True) if data is not None}
+        held = [key for key, here in zip(keys, self.has_many(keys), strict=True) if here]
+        try:
+            return dict(zip(held, self.get_many(held), strict=True))
+        except (BlockNotFoundError, CorruptBlockError):
+            return {key: data for key in held if (data := self._get_sound(key)) is not None}
+
+    def _get_sound(self, cid: CidBytes) -> bytes | None:
+        try:
+            return self.get(cid)
+        except (BlockNotFoundError, CorruptBlockError):
+            return None
 
     @final
     def get_range(self, cid: CidLike, start: int, stop: int) -> bytes:

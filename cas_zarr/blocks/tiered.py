@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import TypeAlias, TypeVar
 
 from cas_zarr.blocks.base import BlockStore, checked
 from cas_zarr.blocks.memory import MemoryBlocks
+from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import BytesLike, CidBytes, CidLike, format_cid
 from cas_zarr.errors import (
     BlockNotFoundError,
+    CasZarrError,
     CorruptBlockError,
     FormatError,
     NotFoundError,
@@ -44,6 +48,8 @@ class TieredBlocks(BlockStore):
         fetched is not kept.
     behind : sequence of BlockStore or callable
         Are asked in their order. One that cannot be reached is asked again the next time.
+    remote : bool
+        Whether one that is not open yet is behind a network.
 
     Attributes
     ----------
@@ -51,13 +57,19 @@ class TieredBlocks(BlockStore):
         What is really here: `list`, `delete` and `flush` speak of it alone.
     """
 
-    def __init__(self, local: BlockStore, behind: Sequence[Behind]) -> None:
+    def __init__(
+        self, local: BlockStore, behind: Sequence[Behind], *, remote: bool = False
+    ) -> None:
         self.local = local
         self.read_only = local.read_only
+        self.remote = remote or any(
+            isinstance(place, BlockStore) and place.remote for place in behind
+        )
         self._behind = tuple(behind)
         self._opened: dict[int, BlockStore] = {}
         self._lock = threading.Lock()
         self._unflushed = 0
+        self._flights: dict[CidBytes, Future[bytes | None]] = {}
         self._identity = id(local) if isinstance(local, MemoryBlocks) else local.location
 
     @property
@@ -97,24 +109,44 @@ class TieredBlocks(BlockStore):
         keys = [checked(cid) for cid in cids]
         held = self.local.has_many(keys)
         missing = [key for key, here in zip(keys, held, strict=True) if not here]
+        fetched = self._fetch_many(list(dict.fromkeys(missing))) if missing else {}
+        here_keys = [key for key in keys if key not in fetched]
+        try:
+            here = iter(self.local.get_many(here_keys))
+        except (BlockNotFoundError, CorruptBlockError):
+            here = (self.get(key) for key in here_keys)
+        return [fetched[key] if key in fetched else next(here) for key in keys]
+
+    def get_held(self, cids: Sequence[CidLike]) -> dict[CidBytes, bytes]:
+        """Return those of many blocks that are held here or behind, verified."""
+        keys = list(dict.fromkeys(checked(cid) for cid in cids))
+        out = self.local.get_held(keys)
+        missing = [key for key in keys if key not in out]
+        if missing:
+            out.update(self._fetch_many(missing, whole=False))
+        return out
+
+    def _fetch_many(
+        self, missing: Sequence[CidBytes], *, whole: bool = True
+    ) -> dict[CidBytes, bytes]:
+        """Return those of some blocks that places behind have, each asked for at most once.
+
+        With `whole`, where a place that cannot be asked leaves some missing, its error is raised.
+        """
         fetched: dict[CidBytes, bytes] = {}
 
         def fetch(place: BlockStore) -> bool | None:
-            wanted = [key for key in missing if key not in fetched]
-            there = [key for key, has in zip(wanted, place.has_many(wanted), strict=True) if has]
-            with suppress(CorruptBlockError):  # one of them: below they are read one by one
-                fetched.update(zip(there, place.get_many(there), strict=True))
+            found = place.get_held([key for key in missing if key not in fetched])
+            fetched.update(found)
+            self._keep(found.items())
             return len(fetched) == len(missing) or None
 
-        if missing:
-            missing = list(dict.fromkeys(missing))
-            self._ask(fetch, missing[0])
-            self._keep(fetched.items())
         try:
-            here = iter(self.local.get_many([key for key in keys if key not in fetched]))
-            return [fetched[key] if key in fetched else next(here) for key in keys]
-        except (BlockNotFoundError, CorruptBlockError):
-            return [self.get(key) for key in keys]
+            self._ask(fetch, missing[0])
+        except BlockNotFoundError:
+            if whole:
+                raise
+        return fetched
 
     def _has(self, cid: CidBytes) -> bool:
         return self.local.has(cid) or bool(self._ask(lambda place: place.has(cid) or None, cid))
@@ -174,11 +206,77 @@ class TieredBlocks(BlockStore):
     # -- the places behind ------------------------------------------------------------------
 
     def _fetch(self, cid: CidBytes) -> bytes | None:
-        """Return a block from behind, verified, and keep it; None if no place has it."""
+        """Return a block from behind, verified, and keep it; None if no place has it.
+
+        Threads that ask for one block at once wait for the first of them.
+        """
+        if not self.remote:
+            return self._fetch_alone(cid)
+        with self._lock:
+            flight = self._flights.get(cid)
+            leading = flight is None
+            if flight is None:
+                flight = self._flights[cid] = Future()
+        if not leading:
+            return flight.result()
+        try:
+            data = self._fetch_alone(cid)
+        except BaseException as error:
+            flight.set_exception(error if isinstance(error, CasZarrError) else _abandoned(cid))
+            raise
+        else:
+            flight.set_result(data)
+            return data
+        finally:
+            with self._lock:
+                del self._flights[cid]
+
+    def _fetch_alone(self, cid: CidBytes) -> bytes | None:
         data = self._ask(lambda place: place.get(cid), cid)
         if data is not None:
             self._keep([(cid, data)])
         return data
+
+    def fetch_below(self, cids: Sequence[CidBytes], enough: Callable[[], bool]) -> int:
+        """Fetch blocks with all that they link, by one request each, from a place that can do it.
+
+        What does not come that way is left for `get_many`.
+
+        Parameters
+        ----------
+        cids : sequence of CidBytes
+        enough : callable
+            Asked between blocks; once it says so, nothing more is fetched.
+
+        Returns
+        -------
+        int
+            How many blocks came.
+        """
+        for row in range(len(self._behind)):
+            try:
+                place = self._open(row)
+            except (NotFoundError, FormatError, StorageError):
+                continue
+            fetch_car = getattr(place, "fetch_car", None)
+            if fetch_car is not None:
+                return sum(map_waiting(partial(self._take_car, fetch_car, enough), cids))
+        return 0
+
+    def _take_car(
+        self,
+        fetch_car: Callable[..., Iterable[tuple[CidBytes, bytes]]],
+        enough: Callable[[], bool],
+        cid: CidBytes,
+    ) -> int:
+        count = 0
+        with suppress(NotFoundError, CorruptBlockError, FormatError, StorageError):
+            for one in fetch_car(cid, scope="all"):
+                self._keep([one])
+                count += 1
+                if enough():
+                    break
+        return count
 
     def _keep(self, blocks: Iterable[tuple[CidBytes, bytes]]) -> None:
         if self.read_only:
@@ -240,3 +338,7 @@ class TieredBlocks(BlockStore):
                 place = behind if isinstance(behind, BlockStore) else behind()
                 self._opened[row] = place
             return place
+
+
+def _abandoned(cid: CidBytes) -> StorageError:
+    return StorageError(f"the thread that fetched block {format_cid(cid)} was ended; repeat")
