@@ -233,6 +233,8 @@ class CarReader:
         Largest block that is read, in bytes.
     verify : bool
         Whether each block is hashed and compared with its CID.
+    name : str, optional
+        What the source is called in messages.
 
     Raises
     ------
@@ -252,9 +254,11 @@ class CarReader:
         *,
         max_block: int = _MAX_BLOCK,
         verify: bool = True,
+        name: str | None = None,
     ) -> None:
         self._owned = isinstance(source, (str, os.PathLike))
-        self._name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "a stream"
+        path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "a stream"
+        self._name = name or path
         try:
             self._file: BinaryIO = open(source, "rb") if self._owned else source  # type: ignore[arg-type,assignment]  # noqa: SIM115
         except OSError as error:
@@ -268,7 +272,7 @@ class CarReader:
         self._taken = 0  # bytes of the source before the buffer
         self._limit: int | None = None  # end of the payload in the source
         try:
-            self._start = self._file.tell() if self._file.seekable() else None
+            self._start = self._file.tell() if _can_seek(self._file) else None
             self.header = self._read_header()
         except BaseException:
             self.close()
@@ -513,6 +517,11 @@ class CarWriter:
         self._file.write(encode_wrapper(self._offset, end if index else 0))
         self._file.seek(self._start + end + len(index))
         return end + len(index)
+
+
+def _can_seek(file: BinaryIO) -> bool:
+    seekable = getattr(file, "seekable", None)  # an answer of a server may not have it
+    return seekable is not None and bool(seekable())
 
 
 def _holds(cid: CidBytes, data: bytes) -> bool:

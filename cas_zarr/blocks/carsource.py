@@ -1,0 +1,265 @@
+"""Where the bytes of a CAR lie: in a local file, or on a server that answers range requests.
+
+A file is kept open, so one that is replaced by another of its name is read on as it was. A file on
+a server is watched by its ETag (or its time and size): one that was replaced there is told, never
+mixed with what was read before.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from cas_zarr.errors import RemoteError, StorageError
+
+if TYPE_CHECKING:
+    from cas_zarr.blocks.http import HttpClient
+
+__all__ = ["FIRST", "ByteSource", "FileSource", "WebSource", "is_url", "open_source"]
+
+FIRST: Final = 1 << 18
+"""Bytes of a file on a server that the first request asks for and that are kept."""
+
+_ATTEMPTS: Final = 3
+_PAUSE: Final = 0.2  # seconds, before the second attempt
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+
+
+class ByteSource(ABC):
+    """Bytes that can be read anywhere.
+
+    Attributes
+    ----------
+    name : str
+        Path or URL, for messages.
+    size : int
+        In bytes.
+    remote : bool
+        Whether a read costs a request.
+    """
+
+    name: str
+    size: int
+    remote: bool
+
+    @abstractmethod
+    def read_at(self, start: int, size: int) -> bytes:
+        """Return `size` bytes from `start`; fewer only where the file ends."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release files and connections."""
+
+
+def is_url(location: str | os.PathLike[str]) -> bool:
+    """Tell whether a location is a URL of HTTP."""
+    return isinstance(location, str) and location.lower().startswith(("http://", "https://"))
+
+
+def open_source(
+    location: str | os.PathLike[str], *, client: HttpClient | None = None
+) -> FileSource | WebSource:
+    """Open a path or a URL.
+
+    Raises
+    ------
+    StorageError
+        If there is no such file.
+    RemoteError
+        If the server does not answer, or answers no range requests.
+    """
+    if is_url(location):
+        return WebSource(os.fspath(location), client=client)
+    return FileSource(location)
+
+
+class FileSource(ByteSource):
+    """A local file.
+
+    Parameters
+    ----------
+    path : path
+    """
+
+    remote = False
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(path)
+        try:
+            self._file: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115
+            self.size = os.fstat(self._file.fileno()).st_size
+        except (OSError, ValueError) as error:
+            number = getattr(error, "errno", None) or 0
+            raise StorageError(number, "cannot open a car file; check its path", self.name) from (
+                error
+            )
+
+    def read_at(self, start: int, size: int) -> bytes:
+        pieces: list[bytes] = []
+        try:
+            while size > 0:
+                piece = os.pread(self._file.fileno(), size, start)
+                if not piece:
+                    break
+                pieces.append(piece)
+                start += len(piece)
+                size -= len(piece)
+        except (OSError, OverflowError, ValueError) as error:  # ValueError: it was closed
+            raise StorageError(f"cannot read {self.name}: {error}; open it anew") from error
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class WebSource(ByteSource):
+    """A file on a server.
+
+    Parameters
+    ----------
+    url : str
+    client : HttpClient, optional
+        Is not closed; by default one of its own.
+
+    Raises
+    ------
+    RemoteError
+        If the server does not answer, has no such file, or answers no range requests.
+    """
+
+    remote = True
+
+    def __init__(self, url: str, *, client: HttpClient | None = None) -> None:
+        from cas_zarr.blocks.http import HttpClient
+
+        self.name = url
+        self._own = HttpClient() if client is None else None
+        self._client: HttpClient = client or self._own  # type: ignore[assignment]
+        self._lock = threading.Lock()
+        self.requests = 0
+        self._mark = ""
+        self.size = -1
+        try:
+            self._first = self._ask(0, FIRST)
+        except BaseException:
+            self.close()
+            raise
+
+    def read_at(self, start: int, size: int) -> bytes:
+        stop = min(start + size, self.size)
+        if start >= stop:
+            return b""
+        if stop <= len(self._first):
+            return self._first[start:stop]
+        return self._ask(start, stop - start)
+
+    @contextmanager
+    def stream(self) -> Iterator[BinaryIO]:
+        """Give the whole file as a binary file object, read once from its begin."""
+        with self._lock:
+            self.requests += 1
+        with self._client.stream("GET", self.name, headers=self._headers()) as answer:
+            if answer.status != 200:
+                raise self._refusal(answer.status)
+            self._check_mark(answer.headers)
+            yield answer  # type: ignore[misc]
+
+    def close(self) -> None:
+        if self._own is not None:
+            self._own.close()
+
+    # ---------------------------------------------------------------------------------------
+
+    def _headers(self) -> dict[str, str]:
+        return {"Accept-Encoding": "identity"}
+
+    def _ask(self, start: int, size: int) -> bytes:
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._ask_once(start, size)
+            except RemoteError as error:
+                if error.status is not None or attempt + 1 == _ATTEMPTS:
+                    raise
+                time.sleep(_PAUSE * 4**attempt)  # the connection broke: ask again
+        raise AssertionError
+
+    def _ask_once(self, start: int, size: int) -> bytes:
+        headers = self._headers() | {"Range": f"bytes={start}-{start + size - 1}"}
+        if self._mark and not self._mark.startswith("W/"):
+            headers["If-Range"] = self._mark
+        with self._lock:
+            self.requests += 1
+        with self._client.stream("GET", self.name, headers=headers) as answer:
+            found = _RANGE.fullmatch(answer.headers.get("content-range", ""))
+            if answer.status == 200 and self.size < 0:
+                return self._whole(answer)
+            if answer.status != 206 or found is None:
+                raise self._refusal(answer.status)
+            first, last, total = map(int, found.groups())
+            if first != start or last != min(start + size, total) - 1:
+                raise RemoteError(
+                    f"{self.name} was asked for bytes {start} to {start + size - 1} and answered "
+                    f"with {first} to {last}; download the file, and open it from the disk",
+                    status=206,
+                )
+            if self.size >= 0 and total != self.size:
+                raise self._replaced()
+            self._check_mark(answer.headers)
+            data = _read_all(answer, last - first + 1)
+            if len(data) != last - first + 1:
+                raise RemoteError(
+                    f"{self.name} broke off after {len(data)} of {last - first + 1} bytes; try "
+                    "again"
+                )
+            self.size = total
+            return data
+
+    def _whole(self, answer: object) -> bytes:
+        """Take a short file from a server that answers with all of it."""
+        data = _read_all(answer, FIRST + 1)
+        if len(data) > FIRST:
+            raise RemoteError(
+                f"the server of {self.name} answers no range requests, so the file cannot be read "
+                "in place; download it and open it from the disk, or import it into a repository",
+                status=200,
+            )
+        self.size = len(data)
+        self._check_mark(answer.headers)  # type: ignore[attr-defined]
+        return data
+
+    def _check_mark(self, headers: Mapping[str, str]) -> None:
+        mark = headers.get("etag") or headers.get("last-modified") or ""
+        if self.size < 0:
+            self._mark = mark
+        elif mark != self._mark:
+            raise self._replaced()
+
+    def _refusal(self, status: int) -> RemoteError:
+        if self.size >= 0 and status in (200, 412, 416):
+            return self._replaced(status)
+        remedy = "check the url" if status in (404, 410) else "try again later, or elsewhere"
+        return RemoteError(f"{self.name} answered with status {status}; {remedy}", status=status)
+
+    def _replaced(self, status: int = 200) -> RemoteError:
+        return RemoteError(
+            f"{self.name} was replaced by another file while it was read; open it anew",
+            status=status,
+        )
+
+
+def _read_all(answer: object, size: int) -> bytes:
+    """Read up to `size` bytes of an answer."""
+    pieces: list[bytes] = []
+    while size > 0:
+        piece: bytes = answer.read(min(size, 1 << 20))  # type: ignore[attr-defined]
+        if not piece:
+            break
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
