@@ -1,0 +1,228 @@
+"""Asking several servers for one thing, and asking once where many want the same.
+
+A request runs in the thread of the caller. Only where the server stays silent for longer than is
+usual for it, another thread asks the next server as well; the first good answer ends the other
+request.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Generic, TypeVar
+
+from cas_zarr.blocks.health import Budget, Health
+from cas_zarr.blocks.transport import Watch
+
+__all__ = ["Flights", "Race", "map_waiting"]
+
+PARALLEL = 32
+"""How many requests wait for servers at once in this process, for `map_waiting`."""
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+_pool: ThreadPoolExecutor | None = None
+_pool_pid = 0
+_pool_lock = threading.Lock()
+
+
+class Race(Generic[_T]):
+    """One question to several servers, the next one where the one before fails or is silent.
+
+    Parameters
+    ----------
+    servers : iterable of Health
+        In the order in which they are asked.
+    ask : callable
+        Takes a server, a watch to be handed to the request and whether another server is left;
+        returns the answer, or None where that was none. It notes itself what went wrong.
+    budget : Budget or None
+        Of second requests; without one, a server is asked only after another one failed.
+    deadline : float
+        When to wait no longer, on the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        servers: Iterable[Health],
+        ask: Callable[[Health, Watch, bool], _T | None],
+        *,
+        budget: Budget | None,
+        deadline: float,
+    ) -> None:
+        self._waiting = deque(servers)
+        self._ask = ask
+        self._budget = budget
+        self._deadline = deadline
+        self._changed = threading.Condition()
+        self._helpers = 0
+        self._watches: list[Watch] = []
+        self._answer: _T | None = None
+        self._error: BaseException | None = None
+
+    def run(self) -> _T | None:
+        """Return the first answer, or None if there is none."""
+        self._go()
+        with self._changed:
+            while self._answer is None and self._helpers and self._error is None:
+                left = self._deadline - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            answer, error = self._answer, self._error
+            watches = list(self._watches)
+        if self._helpers:
+            for watch in watches:
+                watch.abort()
+        if answer is None and error is not None:
+            raise error
+        return answer
+
+    def _go(self) -> None:
+        while self._answer is None and time.monotonic() < self._deadline:
+            try:
+                server = self._waiting.popleft()
+            except IndexError:
+                return
+            more = bool(self._waiting)
+            hedged = more and self._budget is not None
+            watch = Watch(after=server.patience, then=self._hedge) if hedged else Watch()
+            with self._changed:
+                if self._answer is not None:
+                    return
+                self._watches.append(watch)
+            answer = self._ask(server, watch, more)
+            with self._changed:
+                self._watches.remove(watch)
+                if answer is not None and self._answer is None:
+                    self._answer = answer
+                    for other in self._watches:
+                        other.abort()
+                    self._changed.notify_all()
+
+    def _hedge(self) -> None:
+        """Ask the next server, if it is sound, in a thread of its own: rare, so no pool."""
+        following = self._waiting[0] if self._waiting else None
+        if following is None or following.doubtful or self._budget is None:
+            return
+        if not self._budget.spend():
+            return
+        with self._changed:
+            self._helpers += 1
+        try:
+            threading.Thread(target=self._help, name="cas-zarr-hedge", daemon=True).start()
+        except RuntimeError:  # no more threads: the first server must do
+            with self._changed:
+                self._helpers -= 1
+
+    def _help(self) -> None:
+        try:
+            self._go()
+        except BaseException as error:
+            self._error = error
+        finally:
+            with self._changed:
+                self._helpers -= 1
+                self._changed.notify_all()
+
+
+class _Flight(Generic[_T]):
+    __slots__ = ("answer", "done", "error")
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.answer: _T | None = None
+        self.error: Exception | None = None
+
+
+class Flights(Generic[_T]):
+    """Questions under way: who asks what another thread asks already waits for its answer."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[object, _Flight[_T]] = {}
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def do(self, key: object, ask: Callable[[], _T], *, timeout: float) -> _T:
+        """Return what `ask` gives, called once for all who want `key` at the time."""
+        if self._pid != os.getpid():  # the threads of the parent will not answer
+            self._pid = os.getpid()
+            self._under_way, self._lock = {}, threading.Lock()
+        with self._lock:
+            flight = self._under_way.get(key)
+            if flight is None:
+                mine = self._under_way[key] = _Flight()
+        if flight is not None:
+            if not flight.done.wait(timeout):
+                return ask()
+            if flight.error is not None:
+                raise type(flight.error)(*flight.error.args)
+            return flight.answer  # type: ignore[return-value]
+        try:
+            mine.answer = ask()
+        except Exception as error:
+            mine.error = error
+            raise
+        except BaseException:  # interrupted: the others ask again
+            mine.error = TimeoutError("the request was given up")
+            raise
+        finally:
+            with self._lock:
+                self._under_way.pop(key, None)
+            mine.done.set()
+        return mine.answer
+
+
+def map_waiting(function: Callable[[_T], _R], items: list[_T], *, parallel: int) -> list[_R]:
+    """Apply a function that waits for servers to every item, in threads, results in order.
+
+    An exception is raised after all calls that began have ended. `function` must not call this.
+    """
+    threads = min(parallel, PARALLEL, len(items))
+    results: list[_R | None] = [None] * len(items)
+    left = iter(range(len(items)))
+    lock = threading.Lock()
+    failed = threading.Event()
+
+    def work() -> None:
+        while not failed.is_set():
+            with lock:
+                row = next(left, None)
+            if row is None:
+                return
+            try:
+                results[row] = function(items[row])
+            except BaseException:
+                failed.set()
+                raise
+
+    helpers = []
+    try:
+        for _ in range(threads - 1):
+            helpers.append(_executor().submit(work))
+    except RuntimeError:  # the interpreter is exiting: the caller does what is left
+        pass
+    try:
+        work()
+    finally:
+        wait(helpers)
+    for helper in helpers:
+        helper.result()
+    return results  # type: ignore[return-value]
+
+
+def _executor() -> ThreadPoolExecutor:
+    global _pool, _pool_pid, _pool_lock
+    pid = os.getpid()
+    if _pool_pid != pid:
+        _pool_lock = threading.Lock()  # its holder may not have come along
+        _pool, _pool_pid = None, pid
+    with _pool_lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="cas-zarr-web")
+        return _pool
