@@ -137,8 +137,10 @@ class WebSource(ByteSource):
 
     def __init__(self, url: str, *, client: HttpClient | None = None) -> None:
         from cas_zarr.blocks.http import HttpClient
+        from cas_zarr.blocks.transport import shown
 
-        self.name = url
+        self._url = url
+        self.name = shown(url)
         self._own = HttpClient() if client is None else None
         self._client: HttpClient = client or self._own  # type: ignore[assignment]
         self._lock = threading.Lock()
@@ -164,7 +166,7 @@ class WebSource(ByteSource):
         """Give the whole file as a binary file object, read once from its begin."""
         with self._lock:
             self.requests += 1
-        with self._client.stream("GET", self.name, headers=self._headers()) as answer:
+        with self._client.stream("GET", self._url, headers=self._headers()) as answer:
             if answer.status != 200:
                 raise self._refusal(answer.status)
             self._check_mark(answer.headers)
@@ -195,7 +197,7 @@ class WebSource(ByteSource):
             headers["If-Range"] = self._mark
         with self._lock:
             self.requests += 1
-        with self._client.stream("GET", self.name, headers=headers) as answer:
+        with self._client.stream("GET", self._url, headers=headers) as answer:
             found = _RANGE.fullmatch(answer.headers.get("content-range", ""))
             if answer.status == 200 and self.size < 0:
                 return self._whole(answer)
