@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import click
 
 from cas_zarr import errors
+from cas_zarr.cli.carfiles import export_command
 from cas_zarr.cli.checking import prove_command, repair_command, verify_proof_command
 from cas_zarr.cli.cleaning import expire_command, gc_command, repack_command
 from cas_zarr.cli.combining import (
@@ -95,6 +96,7 @@ for entry in (
     fetch_command,
     pull_command,
     push_command,
+    export_command,
     gc_command,
     expire_command,
     repack_command,

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cas_zarr.cid import format_cid
+from cas_zarr.cli.carfiles import import_from_car, is_car
 from cas_zarr.cli.options import author_option, committed_root, json_option, repository_argument
 from cas_zarr.cli.output import count, print_json, print_pairs, progress_bar, size_text
 from cas_zarr.cli.sections import command
@@ -45,6 +46,7 @@ class _Chunks(click.ParamType):  # type: ignore[type-arg]
     "data",
     "cas-zarr import era5.zarr weather.cas --path era5",
     "cas-zarr import A1B.nc weather.cas --path a1b --chunks time=10",
+    "cas-zarr import news.car weather.cas",
 )
 @click.argument("source")
 @repository_argument
@@ -103,15 +105,37 @@ def import_command(
     author: str,
     as_json: bool,
 ) -> None:
-    """Import a Zarr or a netCDF file, and commit it.
+    """Import a Zarr, a netCDF file or a CAR, and commit it.
 
     SOURCE is a Zarr of any format version, copied byte for byte: a folder, a .zip file, or a URL
     that fsspec understands. Or it is a local netCDF file, written as chunked Zarr. REPOSITORY is a
     folder, made if it is not there.
 
+    Or it is a CAR as `export` writes it: a file, a URL of one, or - for the standard input. Every
+    block is verified. A commit in it moves the branch forward; a root becomes a commit of the
+    branch, which has to be empty or to show what the CAR was made upon.
+
     An import that was interrupted can be run again: what is there already is not stored twice, and
     where nothing has changed there is no commit.
     """
+    if is_car(source):
+        if path or chunks is not None:
+            raise click.UsageError(
+                "--path and --chunks are not for a CAR; import it to a branch of its own, and put "
+                "that at a path with attach"
+            )
+        import_from_car(
+            source,
+            repository,
+            branch=branch,
+            message=message,
+            commit=not no_commit,
+            replace=replace,
+            hash_name=hash_name,
+            author=author,
+            as_json=as_json,
+        )
+        return
     opened = Repository.prepare(repository, hash=hash_name, author=author)
     with opened.session(branch) as session, progress_bar(Path(source).name) as progress:
         report: ImportReport
