@@ -458,7 +458,7 @@ class KuboBlocks(BlockStore):
     def put_many(self, blocks: Iterable[tuple[CidLike, BytesLike]]) -> None:
         """Hold many blocks, sent as CARs."""
         if self.read_only:
-            raise self._refusal()
+            raise ReadOnlyError(f"{self.location} is open for reading only")
         ahead = iter(blocks)
         for first in ahead:
             self.node.import_car(self._car(first, ahead))
@@ -509,11 +509,6 @@ class KuboBlocks(BlockStore):
                 self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="cas-zarr-node")
             pool = self._pool
         return [*pool.map(function, items)]
-
-    def _refusal(self) -> Exception:
-        from cas_zarr.errors import ReadOnlyError
-
-        return ReadOnlyError(f"{self.location} is open for reading only")
 
 
 def _local(cid: CidBytes) -> _Options:

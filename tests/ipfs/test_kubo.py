@@ -50,7 +50,7 @@ class TestKuboBlocks(BlockStoreSuite):
     def make_store(self, folder: Path) -> KuboBlocks:
         return self.reopen(folder)
 
-    def reopen(self, folder: Path, *, read_only: bool = False) -> KuboBlocks:
+    def reopen(self, folder: Path, *, read_only: bool = False) -> KuboBlocks:  # noqa: ARG002
         store = OwnBlocks(self.url, read_only=read_only)
         store.born = self.born
         return store
