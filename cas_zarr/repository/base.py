@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from cas_zarr.blocks.base import BlockStore
+from cas_zarr.blocks.cache import Cache
 from cas_zarr.blocks.local import LocalBlocks
 from cas_zarr.cid import BLAKE3, CidBytes, CidLike, HashFunction
-from cas_zarr.errors import InvalidArgumentError, ReadOnlyError, RepositoryNotFoundError
+from cas_zarr.errors import ReadOnlyError, RepositoryNotFoundError
 from cas_zarr.mapping import CASMapping
+from cas_zarr.repository.faraway import NodeLike, Sources, open_faraway
 from cas_zarr.repository.folder import FolderRefs, is_repository, make_folder, read_marker
 from cas_zarr.repository.opening import (
     MEMORY,
+    Location,
     SharedMemory,
     hash_named,
     in_memory,
-    path_of,
+    parse_location,
     same_hash,
 )
 from cas_zarr.repository.refs import Branch, MemoryRefs, Refs
@@ -45,6 +49,11 @@ class RepositoryBase:
         Whether writing is refused.
     author : str
         Who commits, unless a commit says otherwise.
+    sources : Sources
+        Where blocks of other machines are looked for, and kept.
+    fixed : str
+        Where this is one that can only be read: what the location stood for when it was opened;
+        of a name the CID. Otherwise "".
     """
 
     def __init__(
@@ -56,8 +65,12 @@ class RepositoryBase:
         *,
         read_only: bool = False,
         author: str = "",
+        sources: Sources | None = None,
+        fixed: str = "",
     ) -> None:
         self.location = location
+        self.sources = sources or Sources()
+        self.fixed = fixed
         self.refs = refs
         self.read_only = read_only
         self.author = author
@@ -68,7 +81,8 @@ class RepositoryBase:
         self._memory: SharedMemory | None = None
 
     def __repr__(self) -> str:
-        return f"Repository({self.location!r})"
+        led = f", at {self.fixed}" if self.fixed not in ("", self.location) else ""
+        return f"Repository({self.location!r}{led})"
 
     # -- opening ------------------------------------------------------------------------------
 
@@ -81,13 +95,20 @@ class RepositoryBase:
         hash: str | None = None,
         read_only: bool = False,
         author: str = "",
+        gateways: str | Sequence[str] | None = None,
+        node: NodeLike | None = None,
+        cache: Cache = None,
     ) -> Self:
         """Open a repository.
 
         Parameters
         ----------
         location : str or path
-            A folder, or ``memory://name`` for one in this process.
+            A folder, or ``memory://name`` for one in this process. For reading also
+            ``ipfs://CID`` (a root, a commit, or a directory of Zarr files; with a path behind it a
+            part), ``ipns://NAME``, the same behind ``http(s)://host/ipfs/`` of a gateway,
+            ``http(s)://host:port`` of a repository that is served, and a ``.car`` file or its
+            address.
         create : bool
             Make it if it is not there.
         hash : str, optional
@@ -97,6 +118,14 @@ class RepositoryBase:
             Refuse to write.
         author : str
             Who commits, unless a commit says otherwise.
+        gateways : str or sequence of str, optional
+            Trustless gateways to read from, in order of preference; by default that of a node on
+            this machine, then public ones.
+        node : str, IpfsNode or bool, optional
+            The RPC of a node to read from first; True is the one on this machine.
+        cache : bool, path or (path, int), optional
+            Where to keep what was fetched: a folder, with a limit in bytes; False is memory. By
+            default the user's cache, of 10 GiB; for servers on this machine memory.
 
         Raises
         ------
@@ -105,15 +134,34 @@ class RepositoryBase:
         FormatError
             If it is damaged, or of a format version that is not known here.
         """
-        repository = cls.prepare(location, hash=hash, read_only=read_only, author=author)
+        repository = cls.prepare(
+            location,
+            hash=hash,
+            read_only=read_only,
+            author=author,
+            gateways=gateways,
+            node=node,
+            cache=cache,
+        )
         if not repository.exists:
             if not create:
-                raise RepositoryNotFoundError(
-                    f"there is no repository at {repository.location}; check the path, or pass "
-                    "create=True to make one"
-                )
+                raise repository._not_there()
             repository.make()
         return repository
+
+    @classmethod
+    def open_from(cls, location: str | os.PathLike[str], sources: Sources) -> Self:
+        """Open a repository for reading, with the sources that another one has."""
+        repository = cls._prepare(location, None, True, "", sources)
+        if not repository.exists:
+            raise repository._not_there()
+        return repository
+
+    def _not_there(self) -> RepositoryNotFoundError:
+        return RepositoryNotFoundError(
+            f"there is no repository at {self.location}; check the path, or pass create=True to "
+            "make one"
+        )
 
     @classmethod
     def prepare(
@@ -123,25 +171,53 @@ class RepositoryBase:
         hash: str | None = None,
         read_only: bool = False,
         author: str = "",
+        gateways: str | Sequence[str] | None = None,
+        node: NodeLike | None = None,
+        cache: Cache = None,
     ) -> Self:
         """Open a repository that is made by the first write, where there is none yet."""
-        function = None if hash is None else hash_named(hash)
-        text = os.fspath(location)
-        if not isinstance(text, str):
-            raise InvalidArgumentError(f"{location!r} is no path or address of a repository")
-        if text.startswith(MEMORY):
-            return cls._prepare_memory(text, function, read_only, author)
-        path = path_of(text)
+        return cls._prepare(
+            location,
+            None if hash is None else hash_named(hash),
+            read_only,
+            author,
+            Sources.of(gateways, node, cache),
+        )
+
+    @classmethod
+    def _prepare(
+        cls,
+        location: str | os.PathLike[str],
+        function: HashFunction | None,
+        read_only: bool,
+        author: str,
+        sources: Sources,
+    ) -> Self:
+        place = parse_location(location)
+        if place.kind == "memory":
+            return cls._prepare_memory(place.text, function, read_only, author, sources)
+        if place.kind != "folder":
+            return cls._open_faraway(place, function, author, sources)
+        path = Path(place.text)
         refs = FolderRefs(path, read_only=read_only)
         if not is_repository(path):
             repository = cls(
-                str(path), refs, None, function or BLAKE3, read_only=read_only, author=author
+                str(path),
+                refs,
+                None,
+                function or BLAKE3,
+                read_only=read_only,
+                author=author,
+                sources=sources,
             )
             repository._asked = function
             return repository
         found = same_hash(str(path), function, read_marker(path))
-        blocks = blocks_for(refs, LocalBlocks(path / "packs", read_only=read_only))
-        return cls(str(path), refs, blocks, found, read_only=read_only, author=author)
+        local = LocalBlocks(path / "packs", read_only=read_only)
+        blocks = blocks_for(refs, local, sources=sources)
+        return cls(
+            str(path), refs, blocks, found, read_only=read_only, author=author, sources=sources
+        )
 
     @classmethod
     def memory(cls, *, hash: str | None = None, author: str = "") -> Self:
@@ -150,19 +226,41 @@ class RepositoryBase:
 
     @classmethod
     def _prepare_memory(
-        cls, location: str, function: HashFunction | None, read_only: bool, author: str
+        cls,
+        location: str,
+        function: HashFunction | None,
+        read_only: bool,
+        author: str,
+        sources: Sources,
     ) -> Self:
         location, held = in_memory(location, function or BLAKE3)
         repository = cls(
             location,
             MemoryRefs(held.refs, read_only=read_only),
-            blocks_for(held.refs, held.blocks),
+            blocks_for(held.refs, held.blocks, sources=sources),
             same_hash(location, function, held.function),
             read_only=read_only,
             author=author,
+            sources=sources,
         )
         repository._memory = held
         return repository
+
+    @classmethod
+    def _open_faraway(
+        cls, location: Location, function: HashFunction | None, author: str, sources: Sources
+    ) -> Self:
+        found = open_faraway(location, sources)
+        return cls(
+            found.location,
+            found.refs,
+            found.blocks,
+            same_hash(found.location, function, found.function),
+            read_only=True,
+            author=author,
+            sources=sources,
+            fixed=found.fixed,
+        )
 
     # ---------------------------------------------------------------------------------------
 

@@ -1,21 +1,167 @@
-"""Where a repository is: its address, its hash, and the repositories of this process' memory."""
+"""Where a repository is: its address, its hash, and the repositories of this process' memory.
+
+::
+
+    weather.cas, file:///data/weather.cas   a folder
+    memory://name                           in this process
+    ipfs://CID, ipfs://CID/path             a root, a commit, or a directory of Zarr files
+    ipns://NAME                             what a name stands for
+    http://host/ipfs/CID                    the same, from that gateway first
+    http://host:port                        a repository that ``cas-zarr gateway`` serves
+    x.car, http://host/x.car                a CAR file
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import threading
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from cas_zarr.blocks.memory import MemoryBlocks
-from cas_zarr.cid import HashFunction, hash_by_name
+from cas_zarr.cid import HashFunction, as_cid_bytes, hash_by_name
 from cas_zarr.errors import InvalidArgumentError, InvalidCIDError
+from cas_zarr.repository.names import looks_like_cid
 from cas_zarr.repository.refs import MemoryRefs
 
-__all__ = ["MEMORY", "SharedMemory", "hash_named", "in_memory", "path_of", "same_hash"]
+__all__ = [
+    "MEMORY",
+    "Location",
+    "SharedMemory",
+    "hash_named",
+    "in_memory",
+    "parse_location",
+    "path_of",
+    "same_hash",
+]
 
 MEMORY = "memory://"
+
+FORMS: Final = (
+    "a path, memory://name, ipfs://CID, ipns://NAME, http(s)://host/ipfs/CID, http(s)://host:port "
+    "of a served repository, or a .car file (path or address)"
+)
+
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,19}):/{0,3}(?=[^/\\]|$)")
+_KNOWN: Final = ("file", "memory", "ipfs", "ipns", "http", "https")
+_IN_GATEWAY: Final = re.compile(r"((?:/[^/]+)*?)/(ipfs|ipns)/(.+)", re.DOTALL)
+_MAX_LOCATION: Final = 8192
+
+Kind: TypeAlias = Literal["folder", "memory", "ipfs", "ipns", "car", "server"]
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a repository is, taken apart.
+
+    Attributes
+    ----------
+    kind : str
+    text : str
+        The location as it is shown and recorded.
+    name : str
+        Of ``ipfs`` the CID, of ``ipns`` the name, as they were written.
+    path : str
+        What lies behind it, without slashes at the ends.
+    gateway : str
+        The gateway that the address named, or "".
+    """
+
+    kind: Kind
+    text: str
+    name: str = ""
+    path: str = ""
+    gateway: str = ""
+
+    @property
+    def remote(self) -> bool:
+        """Whether reading takes a network."""
+        return self.kind in ("ipfs", "ipns", "server") or (
+            self.kind == "car" and self.text.startswith(("http://", "https://"))
+        )
+
+
+def parse_location(location: str | os.PathLike[str]) -> Location:
+    """Tell what a location means; nothing is contacted.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it means nothing; the message has the forms that there are.
+    """
+    text = os.fspath(location)
+    if not isinstance(text, str):
+        raise InvalidArgumentError(f"{location!r} is no path or address of a repository")
+    if len(text) > _MAX_LOCATION:
+        raise InvalidArgumentError(f"{text[:60]!r}... is too long for the address of a repository")
+    if text.startswith(MEMORY):
+        return Location("memory", text)
+    found = _SCHEME.match(text)
+    scheme = found[1].lower() if found else ""
+    if scheme in ("ipfs", "ipns", "http", "https") or (scheme and "://" in text[: len(scheme) + 3]):
+        if not text.lower().startswith(f"{scheme}://") or scheme not in _KNOWN:
+            raise _no_location(text)
+        text = f"{scheme}://{text[len(scheme) + 3 :]}"
+    if scheme in ("ipfs", "ipns"):
+        return _content(text, scheme, text[len(scheme) + 3 :], "")
+    if scheme in ("http", "https"):
+        return _address(text)
+    path = path_of(text)
+    if not os.path.exists(path) and isinstance(location, str) and looks_like_cid(text):
+        raise InvalidArgumentError(f"{text!r} is a cid; write ipfs://{text} to open it")
+    if path.suffix == ".car" and not path.is_dir():
+        return Location("car", str(path))
+    return Location("folder", str(path))
+
+
+def _content(text: str, kind: str, rest: str, gateway: str) -> Location:
+    """Return the location of a CID or a name with a path behind it."""
+    rest = unquote(rest) if gateway else rest
+    if any(mark in rest for mark in "?#\0") or any(part in (".", "..") for part in rest.split("/")):
+        raise _no_location(text)
+    name, _, path = rest.partition("/")
+    if not name:
+        raise _no_location(text)
+    path = path.strip("/")
+    if kind == "ipfs":
+        try:
+            as_cid_bytes(name)
+        except InvalidCIDError as error:
+            raise InvalidArgumentError(f"{text!r} names no cid: {error}") from None
+        return Location("ipfs", f"ipfs://{name}{'/' * bool(path)}{path}", name, path, gateway)
+    return Location("ipns", f"ipns://{name}{'/' * bool(path)}{path}", name, path, gateway)
+
+
+def _address(text: str) -> Location:
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise _no_location(text) from None
+    if not parts.hostname or port == 0 or parts.fragment:
+        raise _no_location(text)
+    if parts.username is not None or parts.password is not None:
+        raise InvalidArgumentError(
+            f"an address of {parts.hostname} has a name or password in it, which would be shown "
+            "in messages; leave it out"
+        )
+    found = _IN_GATEWAY.fullmatch(parts.path)
+    if found and not parts.query:
+        gateway = f"{parts.scheme}://{parts.netloc}{found[1]}"
+        return _content(text, found[2], found[3], gateway)
+    if parts.path.lower().endswith(".car"):
+        return Location("car", text)
+    if parts.query:
+        raise _no_location(text)
+    return Location("server", text.rstrip("/"))
+
+
+def _no_location(text: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{text!r} cannot be opened; a repository is {FORMS}")
 
 
 class SharedMemory:
@@ -68,9 +214,7 @@ def path_of(text: str) -> Path:
             raise InvalidArgumentError(f"{text!r} is on another machine; give a local path")
         text = unquote(parts.path)
     elif "://" in text:
-        raise InvalidArgumentError(
-            f"{text!r} cannot be opened: a repository is a folder, or memory:// in this process"
-        )
+        raise _no_location(text)
     if not text or "\0" in text:
         raise InvalidArgumentError(f"{text!r} is no path of a repository")
     return Path(os.path.abspath(text))

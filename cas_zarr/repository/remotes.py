@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Self
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.tiered import TieredBlocks
 from cas_zarr.errors import CasZarrError, ConflictError, FormatError, InvalidArgumentError
+from cas_zarr.repository.faraway import Sources
+from cas_zarr.repository.opening import parse_location
 from cas_zarr.repository.records import seal, unseal
 from cas_zarr.repository.refs import Refs
 from cas_zarr.repository.selection import Part, parse_part
@@ -182,28 +184,38 @@ def is_partial(repo: Repository) -> bool:
     return any(remote.partial for remote in list_remotes(repo.refs))
 
 
-def open_remote(location: str) -> Repository:
-    """Open another repository for reading."""
+def open_remote(location: str, *, sources: Sources | None = None) -> Repository:
+    """Open another repository for reading; what is read of it is kept by whoever reads.
+
+    Parameters
+    ----------
+    location : str
+    sources : Sources, optional
+        Where to look for blocks of IPFS.
+    """
     from cas_zarr.repository.repository import Repository
 
-    return Repository.open(location, read_only=True)
+    passing = (sources or Sources()).passing()
+    return Repository.open_from(location, passing)
 
 
-def blocks_for(refs: Refs, local: BlockStore) -> BlockStore:
+def blocks_for(refs: Refs, local: BlockStore, *, sources: Sources | None = None) -> BlockStore:
     """Return the blocks of a repository: those here, and behind them those left at remotes.
 
     Nothing is opened until it is needed.
     """
     behind: list[Callable[[], BlockStore]] = []
+    remote = False
     for name in refs.remotes():
         try:
-            remote = get_remote(refs, name)
+            found = get_remote(refs, name)
         except FormatError as error:  # told where a block is missing, not to whoever opens
             behind.append(partial(_refuse, error))
             continue
-        if remote is not None and remote.partial:
-            behind.append(partial(_blocks_of, remote.location))
-    return TieredBlocks(local, behind) if behind else local
+        if found is not None and found.partial:
+            behind.append(partial(_blocks_of, found.location, sources))
+            remote = remote or _is_far(found.location)
+    return TieredBlocks(local, behind, remote=remote) if behind else local
 
 
 def local_blocks(blocks: BlockStore) -> BlockStore:
@@ -211,8 +223,15 @@ def local_blocks(blocks: BlockStore) -> BlockStore:
     return blocks.local if isinstance(blocks, TieredBlocks) else blocks
 
 
-def _blocks_of(location: str) -> BlockStore:
-    return open_remote(location).blocks
+def _blocks_of(location: str, sources: Sources | None) -> BlockStore:
+    return open_remote(location, sources=sources).blocks
+
+
+def _is_far(location: str) -> bool:
+    try:
+        return parse_location(location).remote
+    except InvalidArgumentError:  # told when it is opened
+        return False
 
 
 def _refuse(error: FormatError) -> BlockStore:

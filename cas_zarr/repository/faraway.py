@@ -1,0 +1,467 @@
+"""Repositories that are only read: a CID on IPFS, a name, a CAR file, a server.
+
+Each is a branch ``main`` over blocks in a tier: what was fetched before, a node on this machine,
+gateways. Nothing is contacted before it is needed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from urllib.parse import urlsplit
+
+from cas_zarr.blocks.base import BlockStore, checked
+from cas_zarr.blocks.cache import MEMORY_LIMIT, Cache, RecentBlocks, open_cache
+from cas_zarr.blocks.memory import MemoryBlocks
+from cas_zarr.blocks.readonly import ReadOnlyBlocks
+from cas_zarr.blocks.tiered import Behind, TieredBlocks
+from cas_zarr.cid import (
+    BLAKE3,
+    DAG_CBOR,
+    DAG_JSON,
+    DAG_PB,
+    BytesLike,
+    CidBytes,
+    CidLike,
+    HashFunction,
+    as_cid_bytes,
+    codec_of,
+    format_cid,
+    hash_of,
+)
+from cas_zarr.errors import (
+    FormatError,
+    InvalidArgumentError,
+    InvalidCIDError,
+    NotFoundError,
+    VersionNotFoundError,
+)
+from cas_zarr.mapping import CASMapping
+from cas_zarr.repository.opening import Location, parse_location
+from cas_zarr.repository.refs import Branch, MemoryRefs, Refs
+from cas_zarr.repository.versions import read_commit
+from cas_zarr.tree.node import Root
+from cas_zarr.tree.shards import TreeReader
+from cas_zarr.tree.view import TreeView
+
+if TYPE_CHECKING:
+    from cas_zarr.blocks.ipfsnode import IpfsNode
+
+__all__ = [
+    "LOCAL_GATEWAY",
+    "LOCAL_NODE",
+    "PUBLIC_GATEWAYS",
+    "Faraway",
+    "NodeLike",
+    "Sources",
+    "open_faraway",
+]
+
+LOCAL_NODE: Final = "http://127.0.0.1:5001"
+"""RPC of a node on this machine, as Kubo sets it up."""
+
+LOCAL_GATEWAY: Final = "http://127.0.0.1:8080"
+"""Gateway of a node on this machine, as Kubo sets it up."""
+
+PUBLIC_GATEWAYS: Final = (
+    "https://trustless-gateway.link",
+    "https://ipfs.io",
+    "https://4everland.io",
+)
+"""Trustless gateways that anyone may ask, as of 2026."""
+
+NodeLike: TypeAlias = "str | bool | IpfsNode | Any"
+
+MAIN: Final = "main"
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where blocks of other machines are looked for, and kept.
+
+    Attributes
+    ----------
+    gateways : tuple of str, optional
+        Trustless gateways, in order of preference. None: that of a node on this machine, then
+        public ones.
+    node : str, bool or IpfsNode, optional
+        The RPC of a node, which is asked first; True is `LOCAL_NODE`.
+    cache : bool, path or (path, int), optional
+        As in `cas_zarr.blocks.cache.open_cache`. None is the user's cache, and for servers on this
+        machine memory.
+    memory : int
+        Bytes that are kept where there is no cache on disk.
+    """
+
+    gateways: tuple[str, ...] | None = None
+    node: NodeLike | None = None
+    cache: Cache = None
+    memory: int = field(default=MEMORY_LIMIT, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        gateways: str | Sequence[str] | None = None,
+        node: NodeLike | None = None,
+        cache: Cache = None,
+    ) -> Sources:
+        """Return the record for what a caller gave, checked."""
+        if isinstance(gateways, str):
+            gateways = (gateways,)
+        if gateways is not None:
+            gateways = tuple(gateways)
+            for url in gateways:
+                if not isinstance(url, str) or urlsplit(url).scheme not in ("http", "https"):
+                    raise InvalidArgumentError(
+                        f"{url!r} is no address of a gateway; give http://host or https://host"
+                    )
+        return cls(gateways, None if node is False else node, cache)
+
+    def passing(self) -> Sources:
+        """Return the same without a cache, for a reader that keeps what comes itself."""
+        return replace(self, cache=False, memory=0)
+
+    def open_node(self) -> IpfsNode | None:
+        """Return the node, or None if none was given."""
+        if self.node is None:
+            return None
+        from cas_zarr.blocks.ipfsclient import as_node
+
+        return as_node(LOCAL_NODE if self.node is True else self.node)
+
+    def all_gateways(self, first: str = "") -> tuple[str, ...]:
+        """Return the gateways to ask, `first` before the others."""
+        known = (LOCAL_GATEWAY, *PUBLIC_GATEWAYS) if self.gateways is None else self.gateways
+        return tuple(dict.fromkeys((first, *known) if first else known))
+
+    def keep(self, urls: Sequence[str]) -> BlockStore:
+        """Return the place for what is fetched from some addresses."""
+        if self.cache is False or (self.cache is None and all(map(_is_here, urls))):
+            return RecentBlocks(self.memory)
+        return open_cache(self.cache)
+
+
+@dataclass(frozen=True, slots=True)
+class Faraway:
+    """What a repository that is only read is made of.
+
+    Attributes
+    ----------
+    location : str
+        As it was asked for.
+    fixed : str
+        What that stood for when it was opened: of a name, the CID.
+    refs : Refs
+    blocks : BlockStore
+    function : HashFunction
+    """
+
+    location: str
+    fixed: str
+    refs: Refs
+    blocks: BlockStore
+    function: HashFunction
+
+
+def open_faraway(location: Location, sources: Sources) -> Faraway:
+    """Open what is not a folder and not in memory, for reading.
+
+    Raises
+    ------
+    RemoteError
+        If a name cannot be resolved, or a server does not answer. Of a CID nothing is asked yet.
+    """
+    if location.kind == "server":
+        return _open_server(location, sources)
+    if location.kind == "car":
+        return _open_car(location, sources)
+    fixed = _resolved(location, sources) if location.kind == "ipns" else location
+    cid = _checked_root(fixed)
+    blocks = _content_blocks(fixed, sources)
+    refs = FixedRefs(fixed.text, partial(_branches, blocks, cid, fixed))
+    return Faraway(location.text, fixed.text, refs, blocks, hash_of(cid))
+
+
+def _checked_root(location: Location) -> CidBytes:
+    try:
+        cid = as_cid_bytes(location.name)
+        hash_of(cid)
+    except InvalidCIDError as error:
+        raise InvalidArgumentError(f"{location.text} cannot be read: {error}") from None
+    if codec_of(cid) not in (DAG_CBOR, DAG_JSON, DAG_PB):
+        raise InvalidArgumentError(
+            f"{location.text} is a single block and no dataset; give the cid of a root, of a "
+            "commit, or of a directory of Zarr files"
+        )
+    return cid
+
+
+def _resolved(location: Location, sources: Sources) -> Location:
+    from cas_zarr.blocks.http import HttpClient
+    from cas_zarr.repository.ipns import resolve_ipns
+
+    node = sources.open_node()
+    client = HttpClient()
+    try:
+        path = resolve_ipns(
+            location.name,
+            nodes=() if node is None else (node,),
+            gateways=sources.all_gateways(location.gateway),
+            client=client,
+        )
+    finally:
+        client.close()
+    if not path.startswith("/ipfs/"):
+        raise FormatError(f"{location.text} leads to {path[:200]!r}, which is no path of IPFS")
+    rest = path.removeprefix("/ipfs/").strip("/") + "/" * bool(location.path) + location.path
+    found = parse_location(f"ipfs://{rest}")
+    return replace(found, gateway=location.gateway)
+
+
+# -- blocks -----------------------------------------------------------------------------------
+
+
+def _content_blocks(location: Location, sources: Sources) -> _Beside:
+    gateways = sources.all_gateways(location.gateway)
+    behind: list[Behind] = []
+    urls = list(gateways)
+    if sources.node is not None:
+        behind.append(partial(_node_blocks, sources))
+        urls.append(sources.node if isinstance(sources.node, str) else LOCAL_NODE)
+    if gateways:
+        behind.append(partial(_gateway_blocks, gateways))
+    if not behind:
+        raise InvalidArgumentError(
+            f"there is nowhere to look for {location.text}; give a gateway or a node"
+        )
+    return _Beside(location.text, TieredBlocks(sources.keep(urls), behind, remote=True))
+
+
+def _node_blocks(sources: Sources) -> BlockStore:
+    from cas_zarr.blocks.kubo import KuboBlocks
+
+    node = sources.open_node()
+    assert node is not None
+    blocks: BlockStore = KuboBlocks(node)
+    blocks.remote = True
+    return blocks
+
+
+def _gateway_blocks(urls: Sequence[str]) -> BlockStore:
+    from cas_zarr.blocks.gateway import GatewayBlocks
+
+    blocks: BlockStore = GatewayBlocks(urls)
+    blocks.remote = True
+    return blocks
+
+
+def _is_here(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+class _Beside(ReadOnlyBlocks):
+    """Blocks of a tier, and those that were made here to read them: documents of subtrees."""
+
+    def __init__(self, name: str, tier: TieredBlocks) -> None:
+        self.remote = tier.remote
+        self.tier = tier
+        self.made = MemoryBlocks()
+        self._name = name
+
+    # docstrings inherited
+
+    @property
+    def location(self) -> str:
+        return self._name
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._name!r}, {self.tier!r})"
+
+    def _read(self, cid: CidBytes) -> BytesLike | None:
+        if len(self.made):
+            data = self.made._read(cid)
+            if data is not None:
+                return data
+        return self.tier.get(cid)
+
+    def get_many(self, cids: Sequence[CidLike]) -> Sequence[bytes]:
+        keys = [checked(cid) for cid in cids]
+        made = self.made.get_held(keys) if len(self.made) else {}
+        if not made:
+            return self.tier.get_many(keys)
+        others = iter(self.tier.get_many([key for key in keys if key not in made]))
+        return [made[key] if key in made else next(others) for key in keys]
+
+    def get_held(self, cids: Sequence[CidLike]) -> dict[CidBytes, bytes]:
+        made = self.made.get_held(cids)
+        return made | self.tier.get_held([cid for cid in map(checked, cids) if cid not in made])
+
+    def has_many(self, cids: Sequence[CidLike]) -> Sequence[bool]:
+        keys = [checked(cid) for cid in cids]
+        flags = list(self.made.has_many(keys))
+        rest = iter(
+            self.tier.has_many([k for k, here in zip(keys, flags, strict=True) if not here])
+        )
+        return [here or next(rest) for here in flags]
+
+    def _has(self, cid: CidBytes) -> bool:
+        return self.made._has(cid) or self.tier.has(cid)
+
+    def _size(self, cid: CidBytes) -> int | None:
+        size = self.made._size(cid)
+        return self.tier.size(cid) if size is None else size
+
+    def list(self) -> Iterator[CidBytes]:
+        return self.tier.list()
+
+    def close(self) -> None:
+        self.tier.close()
+
+
+# -- refs -------------------------------------------------------------------------------------
+
+
+class FixedRefs(MemoryRefs):
+    """Branches that never move, found when they are asked for first.
+
+    Parameters
+    ----------
+    location : str
+    find : callable
+        Returns the branches by name.
+    """
+
+    def __init__(self, location: str, find: Callable[[], dict[str, Branch]]) -> None:
+        super().__init__(read_only=True)
+        self._where = location
+        self._find = find
+        self._found = False
+        self._finding = threading.Lock()
+
+    # docstrings inherited
+
+    @property
+    def location(self) -> str:
+        return self._where
+
+    def _load(self, path: str) -> bytes | None:
+        if path.startswith("heads/"):
+            self._fill()
+        return super()._load(path)
+
+    def _paths(self, folder: str) -> Iterator[str]:
+        if folder == "heads":
+            self._fill()
+        return super()._paths(folder)
+
+    def _fill(self) -> None:
+        with self._finding:
+            if not self._found:
+                found = self._find()
+                self._refs.update({f"heads/{name}": r.to_block() for name, r in found.items()})
+                self._found = True
+
+
+def _branches(blocks: _Beside, cid: CidBytes, location: Location) -> dict[str, Branch]:
+    """Return the branch ``main`` of a CID."""
+    codec = codec_of(cid)
+    if codec == DAG_PB:
+        return {MAIN: Branch(work=_linked(blocks, cid, location))}
+    if codec == DAG_CBOR:
+        root = read_commit(blocks, cid).root
+        if not location.path:
+            return {MAIN: Branch(commit=cid, work=root)}
+    else:
+        root = cid
+    if location.path:
+        root = _subtree(blocks, root, location)
+    return {MAIN: Branch(work=root)}
+
+
+def _subtree(blocks: _Beside, root: CidBytes, location: Location) -> CidBytes:
+    view = TreeView(TreeReader(blocks), Root.from_block(blocks.get(root)))
+    node = view.node(location.path)
+    if node is None:
+        raise NotFoundError(
+            f"there is no group or array {location.path!r} in ipfs://{location.name}; open it "
+            "without a path to see what there is"
+        )
+    document = Root(view.root.header, node)
+    blocks.made.put(document.cid(), document.to_block())
+    return document.cid()
+
+
+def _linked(blocks: _Beside, cid: CidBytes, location: Location) -> CidBytes:
+    """Return a root that links the files of a directory; none of their content is fetched."""
+    from cas_zarr.repository.unixfsimport import import_unixfs
+
+    making = _Making(blocks)
+    mapping = CASMapping(making, hash=hash_of(cid).name)
+    import_unixfs(mapping, making, cid, path=location.path)
+    return mapping.flush()
+
+
+class _Making(_Beside):
+    """The same blocks, where more can be made."""
+
+    read_only = False
+
+    def __init__(self, blocks: _Beside) -> None:
+        super().__init__(blocks.location, blocks.tier)
+        self.made = blocks.made
+
+    def _write(self, cid: CidBytes, data: BytesLike) -> None:
+        self.made.put(cid, data)
+
+
+# -- CAR files and servers ----------------------------------------------------------------------
+
+
+def _open_car(location: Location, sources: Sources) -> Faraway:
+    from cas_zarr.blocks.carfile import CarBlocks
+
+    car = CarBlocks(location.text)
+    roots = car.roots
+    function = hash_of(roots[0]) if roots else BLAKE3
+    blocks: BlockStore = car
+    if location.remote:
+        car.remote = True
+        blocks = _Beside(location.text, TieredBlocks(sources.keep([location.text]), [car]))
+    refs = FixedRefs(location.text, partial(_car_branches, car, roots, location))
+    return Faraway(location.text, location.text, refs, blocks, function)
+
+
+def _car_branches(
+    blocks: BlockStore, roots: Sequence[CidBytes], location: Location
+) -> dict[str, Branch]:
+    found: dict[str, Branch] = {}
+    for number, cid in enumerate(roots, 1):
+        name = MAIN if number == 1 else f"root{number}"
+        codec = codec_of(cid)
+        if codec == DAG_CBOR:
+            found[name] = Branch(commit=cid, work=read_commit(blocks, cid).root)
+        elif codec == DAG_JSON:
+            found[name] = Branch(work=cid)
+        else:
+            raise FormatError(
+                f"root {format_cid(cid)} of {location.text} is no dataset and no commit; give the "
+                "version to open by its cid"
+            )
+    if not found:
+        raise VersionNotFoundError(
+            f"{location.text} names no root; give the version to open by its cid"
+        )
+    return found
+
+
+def _open_server(location: Location, sources: Sources) -> Faraway:
+    from cas_zarr.repository.webrefs import open_web
+
+    refs, gateway, function = open_web(location.text)
+    gateway.remote = True
+    blocks = _Beside(location.text, TieredBlocks(sources.keep([location.text]), [gateway]))
+    return Faraway(location.text, location.text, refs, blocks, function)
