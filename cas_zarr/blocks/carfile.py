@@ -132,15 +132,14 @@ class CarBlocks(ReadOnlyBlocks):
         self._lock = threading.Lock()
         self._offsets: NDArray[np.uint64] | None = None
         self._guess = _GUESS
-        self._scanned = False
         try:
             layout = self._read_layout()
             self.roots = tuple(map(as_cid_bytes, layout.roots))
             self.version = layout.version
             self.file_size = self._source.size
             self._start, self._payload = layout.start, layout.size
-            found = self._open_index(layout.index_offset) if index else None
-            self._index = self._scan() if found is None else found
+            self._claimed = self._open_index(layout.index_offset) if index else None
+            self._index: _Index = self._claimed or self._scan()
         except BaseException:
             self._source.close()
             raise
@@ -160,7 +159,8 @@ class CarBlocks(ReadOnlyBlocks):
 
     def _read(self, cid: CidBytes) -> bytes | None:
         key = cid[-KEY_SIZE:]
-        offset = self._index.find(key)
+        index = self._index
+        offset = index.find(key)
         if offset is None:
             return None
         try:
@@ -168,15 +168,16 @@ class CarBlocks(ReadOnlyBlocks):
             if found[-KEY_SIZE:] == key:
                 return data
         except FormatError:
-            if self._scanned:
+            if index is not self._claimed:
                 raise
-        self._mistrust(cid)
+        self._mistrust(cid, index)
         return self._read(cid)
 
     def _read_other_copy(self, cid: CidBytes) -> bytes | None:
-        if self._scanned or self._source.remote:
+        index = self._index
+        if index is not self._claimed or self._source.remote:
             return None
-        self._mistrust(cid)
+        self._mistrust(cid, index)
         data = self._read(cid)
         return data if data is not None and matches(cid, data) else None
 
@@ -185,7 +186,8 @@ class CarBlocks(ReadOnlyBlocks):
 
     def _size(self, cid: CidBytes) -> int | None:
         key = cid[-KEY_SIZE:]
-        offset = self._index.find(key)
+        index = self._index
+        offset = index.find(key)
         if offset is None:
             return None
         try:
@@ -194,9 +196,9 @@ class CarBlocks(ReadOnlyBlocks):
             if found[-KEY_SIZE:] == key and offset + end <= self._payload:
                 return end - begin
         except FormatError:
-            if self._scanned:
+            if index is not self._claimed:
                 raise
-        self._mistrust(cid)
+        self._mistrust(cid, index)
         return self._size(cid)
 
     def has_many(self, cids: Sequence[CidLike]) -> Sequence[bool]:
@@ -310,7 +312,6 @@ class CarBlocks(ReadOnlyBlocks):
             )
         )
         self._offsets = _offsets(index)
-        self._scanned = True
         return index
 
     def _sections(self) -> Iterator[Section]:
@@ -346,21 +347,21 @@ class CarBlocks(ReadOnlyBlocks):
             yield Section(cid, offset, stop - start)
             offset = at + stop
 
-    def _mistrust(self, cid: CidBytes) -> None:
+    def _mistrust(self, cid: CidBytes, index: _Index) -> None:
         """Make another index in place of one that led to another block."""
+        if index is not self._claimed:
+            raise CorruptBlockError(
+                f"block {format_cid(cid)} is not where it was in {self.location}: the file was "
+                "changed; open it anew"
+            )
+        if self._source.remote:
+            raise CorruptBlockError(
+                f"the index of {self.location} leads to something else than block "
+                f"{format_cid(cid)}; download the file, and open it with index=False"
+            )
         with self._lock:
-            if not self._scanned:
-                if self._source.remote:
-                    raise CorruptBlockError(
-                        f"the index of {self.location} leads to something else than block "
-                        f"{format_cid(cid)}; download the file, and open it with index=False"
-                    )
+            if self._index is index:
                 self._index = self._scan()
-                return
-        raise CorruptBlockError(
-            f"block {format_cid(cid)} is not where it was in {self.location}: the file was "
-            "changed; open it anew"
-        )
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -380,11 +381,14 @@ class CarBlocks(ReadOnlyBlocks):
     def _section(self, offset: int, window: bytes = b"") -> tuple[CidBytes, bytes]:
         """Return CID and bytes of the section at an offset; `window` has what was read of it."""
         data = window or self._source.read_at(self._start + offset, self._extent(offset))
-        if len(data) < _HEAD and offset + len(data) < self._payload:
-            data += self._source.read_at(
-                self._start + offset + len(data), min(_HEAD, self._payload - offset) - len(data)
-            )
-        cid, begin, end = parse_section(data)
+        try:
+            cid, begin, end = parse_section(data)
+        except FormatError:  # too little of it was read, or there is none
+            more = min(_HEAD, self._payload - offset) - len(data)
+            if more <= 0:
+                raise
+            data += self._source.read_at(self._start + offset + len(data), more)
+            cid, begin, end = parse_section(data)
         if offset + end > self._payload:
             raise FormatError(
                 f"{self.location} is cut off: a section at {offset} has {end} bytes; fetch it again"

@@ -231,8 +231,8 @@ class WebSource(ByteSource):
                 "in place; download it and open it from the disk, or import it into a repository",
                 status=200,
             )
-        self.size = len(data)
         self._check_mark(answer.headers)  # type: ignore[attr-defined]
+        self.size = len(data)
         return data
 
     def _check_mark(self, headers: Mapping[str, str]) -> None:
