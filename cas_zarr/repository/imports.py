@@ -25,7 +25,7 @@ from cas_zarr.parallel import map_ordered
 from cas_zarr.repository.session import Session
 from cas_zarr.tree.keys import check_key
 
-__all__ = ["ImportReport", "Progress", "import_zarr", "require_room"]
+__all__ = ["ImportReport", "Progress", "import_zarr", "require_room", "write_parents"]
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that are done and the bytes in all."""
@@ -204,7 +204,7 @@ def import_zarr(
                 target.discard(key)
         else:
             require_room(target, path, lambda rest: rest in sizes)
-        _write_parents(target, path, v2="zarr.json" not in sizes)
+        write_parents(target, path, v2="zarr.json" not in sizes)
         _copy(opened, sizes, session, prefix, progress)
     except OSError as error:
         if isinstance(error, StorageError):
@@ -257,7 +257,8 @@ def _refuse_itself(source: _Source, repository: str) -> None:
             )
 
 
-def _write_parents(target: CASMapping, path: str, *, v2: bool) -> None:
+def write_parents(target: CASMapping, path: str, *, v2: bool) -> None:
+    """Give the groups above a path that have no document yet an empty one."""
     if not path:
         return
     names = path.split("/")[:-1]

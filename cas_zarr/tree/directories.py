@@ -40,6 +40,7 @@ from cas_zarr.tree.keys import MAX_DEPTH
 
 __all__ = [
     "Entry",
+    "is_inline",
     "list_directory",
     "open_entry",
     "read_block",
@@ -88,6 +89,11 @@ def read_blocks(blocks: BlockStore, cids: Sequence[CidBytes]) -> list[bytes]:
     missing = [cid for cid, data in found.items() if data is None]
     found.update(zip(missing, blocks.get_many(missing), strict=True))
     return [data for cid in cids if (data := found[cid]) is not None]
+
+
+def is_inline(cid: CidBytes) -> bool:
+    """Tell whether a CID carries its bytes itself."""
+    return _inline(cid) is not None
 
 
 def _inline(cid: CidBytes) -> bytes | None:
@@ -165,11 +171,21 @@ def resolve_path(blocks: BlockStore, cid: CidLike, path: str = "") -> Entry:
     return open_entry(blocks, key)
 
 
-def list_directory(blocks: BlockStore, cid: CidLike) -> Iterator[tuple[str, CidBytes, int]]:
+def list_directory(
+    blocks: BlockStore, cid: CidLike, *, block: bytes | None = None
+) -> Iterator[tuple[str, CidBytes, int]]:
     """Yield name, CID and size of each entry of a UnixFS directory, in the order of its blocks.
 
     The size is what the directory claims of all blocks at and below the entry: for a raw block its
     bytes. Shards are read some at a time.
+
+    Parameters
+    ----------
+    blocks : BlockStore
+    cid : CID
+        The directory.
+    block : bytes, optional
+        Its block, where the caller has read it.
 
     Raises
     ------
@@ -177,7 +193,7 @@ def list_directory(blocks: BlockStore, cid: CidLike) -> Iterator[tuple[str, CidB
         If it is no directory, or its shards are not what they say.
     """
     key = as_cid_bytes(cid)
-    top = _directory(blocks, key)
+    top = _directory(blocks, key) if block is None else _decoded(key, block)
     if not top.fanout:
         for entry in top.entries:
             yield entry.name or "", entry.cid, entry.tsize
