@@ -1,25 +1,32 @@
 """`CASStore`: the adapter to zarr-python 3, and the only asynchronous code of the package.
 
 The core is synchronous and quick: the asynchronous methods call it in place, since a hop to a
-thread costs more than most of what they do.
+thread costs more than most of what they do. Where blocks come over a network they call it in
+threads, so that what zarr asks for at once is fetched at once.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Iterable
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar
 
 import numpy as np
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, cpu, default_buffer_prototype
 
+from cas_zarr.blocks.cache import Cache
+from cas_zarr.blocks.waiting import waiting_pool
 from cas_zarr.cid import CidBytes, CidLike, as_cid_bytes, format_cid, to_cid
 from cas_zarr.consolidated import Consolidation, is_composed
 from cas_zarr.errors import CasZarrError, InvalidArgumentError, ReadOnlyError
 from cas_zarr.mapping import CASMapping
+from cas_zarr.repository.faraway import NodeLike
 from cas_zarr.repository.opening import MEMORY
+from cas_zarr.repository.prefetching import Prefetched, Progress, prefetch
 from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.session import Session, View
 from cas_zarr.repository.subtrees import Source, attach
@@ -33,7 +40,10 @@ __all__ = ["CASStore"]
 
 Location: TypeAlias = "str | os.PathLike[str] | Repository | Session | CASMapping"
 
+_T = TypeVar("_T")
+
 _BYTE = np.dtype("B")
+_LISTED = 4096  # keys that are listed between two looks at what else there is to do
 _REFUSAL = "store was opened in read-only mode and does not support writing"
 
 
@@ -44,7 +54,8 @@ class CASStore(Store):
     ----------
     location : str, path, Repository, Session or CASMapping
         The folder of a repository, made by the first write; ``memory://name`` for one in this
-        process; or something that is open already.
+        process; for reading ``ipfs://CID``, ``ipns://NAME``, a ``.car`` file, the address of a
+        server (see `Repository.open`); or something that is open already.
     version : str, bytes or CID, optional
         A tag, a branch (its newest commit), a commit, a root, or ``main~2``: for reading only.
     branch : str
@@ -57,6 +68,8 @@ class CASStore(Store):
         For a new repository: ``blake3``, the default, or ``sha2-256``.
     author : str
         Who commits, unless a commit says otherwise.
+    gateways, node, cache
+        Where blocks of IPFS are read from and kept; see `Repository.open`.
 
     Raises
     ------
@@ -86,6 +99,9 @@ class CASStore(Store):
         strict: bool = False,
         hash: str | None = None,
         author: str = "",
+        gateways: str | Sequence[str] | None = None,
+        node: NodeLike | None = None,
+        cache: Cache = None,
     ) -> None:
         read_only = read_only or version is not None
         pin: CidBytes | None = None
@@ -97,7 +113,20 @@ class CASStore(Store):
             session, shown = View(location), None
             read_only = read_only or location.read_only
         else:
-            repository = _repository(location, read_only, hash, author)
+            repository = (
+                location
+                if isinstance(location, Repository)
+                else (Repository.open if read_only else Repository.prepare)(
+                    location,
+                    hash=hash,
+                    read_only=read_only,
+                    author=author,
+                    gateways=gateways,
+                    node=node,
+                    cache=cache,
+                )
+            )
+            read_only = read_only or bool(repository.fixed)
             if read_only:
                 if version is None:
                     pin = root_of(repository.blocks, repository.record(branch))
@@ -130,6 +159,7 @@ class CASStore(Store):
         self._strict = strict
         self._pin = pin
         self._consolidation: Consolidation | None = None
+        self._far = session.tree.mapping.blocks.remote
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -306,11 +336,17 @@ class CASStore(Store):
                 f"{self} is a version and cannot be written; open its branch, or make a branch of "
                 "it to write"
             )
+        if repository.fixed:
+            raise ReadOnlyError(f"{self} can only be read; clone it into a folder to change it")
+        sources = repository.sources
         return type(self)(
             repository.location,
             branch=self._branch,
             strict=self._strict,
             author=repository.author,
+            gateways=sources.gateways,
+            node=sources.node,
+            cache=sources.cache,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -330,7 +366,12 @@ class CASStore(Store):
             "branch": self._branch,
             "strict": self._strict,
             "author": repository.author,
+            "gateways": repository.sources.gateways,
+            "node": repository.sources.node,
+            "cache": repository.sources.cache,
         }
+        if repository.fixed:  # what a name stands for may be another when a copy is opened
+            options["fixed"] = repository.fixed
         process = os.getpid() if self.location.startswith(MEMORY) else None
         return (
             _unpickle,
@@ -380,7 +421,16 @@ class CASStore(Store):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         # docstring inherited
+        if self._far:
+            return await _in_thread(
+                lambda: self.get_sync(key, prototype=prototype, byte_range=byte_range)
+            )
         return self.get_sync(key, prototype=prototype, byte_range=byte_range)
+
+    @property
+    def _supports_sync_io(self) -> bool:
+        """Whether zarr's fused pipeline may read chunk by chunk: not where each is a round trip."""
+        return not self._far
 
     def _get_part(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None
@@ -405,50 +455,87 @@ class CASStore(Store):
         key_ranges: Iterable[tuple[str, ByteRequest | None]],
     ) -> list[Buffer | None]:
         # docstring inherited
-        return [
-            self.get_sync(key, prototype=prototype, byte_range=byte_range)
-            for key, byte_range in key_ranges
-        ]
+        return list(
+            await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges))
+        )
 
     async def exists(self, key: str) -> bool:
         # docstring inherited
-        return self._tree.mapping.exists(key)
+        return await self._ask(lambda: self._tree.mapping.exists(key))
 
     async def getsize(self, key: str) -> int:
         # docstring inherited
-        if self._read_only and is_composed(key):
-            whole = self._compose(key)
-            size = None if whole is None else len(whole)
-        else:
-            size = self._tree.mapping.size_of(key)
+        size = await self._ask(lambda: self._size_of(key))
         if size is None:
             raise FileNotFoundError(key)
         return size
 
+    def _size_of(self, key: str) -> int | None:
+        if self._read_only and is_composed(key):
+            whole = self._compose(key)
+            return None if whole is None else len(whole)
+        return self._tree.mapping.size_of(key)
+
     async def getsize_prefix(self, prefix: str) -> int:
         # docstring inherited
-        return self._tree.mapping.prefix_size(_folder(prefix))
+        return await self._ask(lambda: self._tree.mapping.prefix_size(_folder(prefix)))
 
     async def is_empty(self, prefix: str) -> bool:
         # docstring inherited
-        for _ in self._tree.mapping.list_keys(_folder(prefix)):
+        async for _ in self.list_prefix(_folder(prefix)):
             return False
         return True
 
     async def list(self) -> AsyncIterator[str]:
         # docstring inherited
-        for key in self._tree.mapping.list_keys():
+        async for key in self.list_prefix(""):
             yield key
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         # docstring inherited
-        for key in self._tree.mapping.list_keys(prefix):
-            yield key
+        keys = self._tree.mapping.list_keys(prefix)
+        if not self._far:
+            for key in keys:
+                yield key
+            return
+        while batch := await _in_thread(lambda: list(islice(keys, _LISTED))):
+            for key in batch:
+                yield key
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         # docstring inherited
-        for name in self._tree.mapping.list_folder(prefix.rstrip("/")):
+        folder = prefix.rstrip("/")
+        for name in await self._ask(lambda: self._tree.mapping.list_folder(folder)):
             yield name
+
+    async def _ask(self, question: Callable[[], _T]) -> _T:
+        """Return an answer of the core; where it may take a network, without blocking others."""
+        return await _in_thread(question) if self._far else question()
+
+    def prefetch(
+        self,
+        path: str = "",
+        box: Sequence[slice | tuple[int | None, int | None] | int] | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Prefetched:
+        """Fetch a group, an array, or a box of an array into the cache, many chunks at once.
+
+        Parameters
+        ----------
+        path : str
+            "" is everything; ``"air/t2m[0:10, :]"`` is a box.
+        box : sequence of slice, (start, stop) or int, optional
+            A box of the array's index, in elements; sides that are left out are whole.
+        progress : callable, optional
+            Called with the chunks and the bytes that are here by now.
+
+        Raises
+        ------
+        NotFoundError
+            If there is nothing at the path.
+        """
+        return prefetch(self._tree.mapping, path, box, progress=progress)
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -517,6 +604,11 @@ class CASStore(Store):
             raise ReadOnlyError(f"{_REFUSAL}; open a branch for writing instead of {self}")
 
 
+async def _in_thread(call: Callable[[], _T]) -> _T:
+    """Return what a call gives, made in one of the threads that wait for servers."""
+    return await asyncio.get_running_loop().run_in_executor(waiting_pool("store"), call)
+
+
 def _public(cid: CidBytes) -> CID:
     """Return a `multiformats.CID`, built on the stack of a thread.
 
@@ -532,16 +624,6 @@ def _public(cid: CidBytes) -> CID:
         return to_cid(cid)
     thread.join()
     return built[0]
-
-
-def _repository(
-    location: str | os.PathLike[str] | Repository, read_only: bool, hash: str | None, author: str
-) -> Repository:
-    if isinstance(location, Repository):
-        return location
-    if read_only:
-        return Repository.open(location, hash=hash, read_only=True, author=author)
-    return Repository.prepare(location, hash=hash, author=author)
 
 
 def _view(repository: Repository, root: CidBytes | None) -> View:
@@ -597,7 +679,12 @@ def _unpickle(
         )
     if not read_only:
         return kind(location, **options)
-    repository = Repository.open(location, read_only=True, author=options["author"])
+    repository = Repository.open(
+        options.get("fixed", location),
+        read_only=True,
+        **{name: options[name] for name in ("author", "gateways", "node", "cache")},
+    )
+    repository.location = location
     store = kind.__new__(kind)
     store._set_up(
         _view(repository, pin),
