@@ -32,7 +32,6 @@ from cas_zarr.errors import (
     InvalidArgumentError,
     ReadOnlyError,
     RemoteError,
-    StorageError,
 )
 from cas_zarr.repository.commit import Commit
 from cas_zarr.repository.exporting import CarNote
@@ -242,9 +241,9 @@ class _Taker:
 
     def take(self) -> None:
         """Read all of it; what was put is durable then, whatever happens."""
+        batch: list[tuple[CidBytes, bytes]] = []
+        size = 0
         try:
-            batch: list[tuple[CidBytes, bytes]] = []
-            size = 0
             for number, (cid, data) in enumerate(self._reader):
                 if number == 0:
                     self.note = CarNote.from_block(cid, data)
@@ -259,7 +258,8 @@ class _Taker:
                     batch, size = [], 0
             self._put(batch)
         except BaseException:
-            with suppress(StorageError):  # the first error is the one to tell
+            with suppress(CasZarrError):  # the first error is the one to tell
+                self._put(batch)
                 self._blocks.flush()
             raise
         self._blocks.flush()
