@@ -410,6 +410,21 @@ class Refs(ABC):
             raise LimitError(f"a record of a remote of {len(new)} bytes is over {MAX_REMOTE_BYTES}")
         return self._swap(f"remotes/{check_name(name)}", old, new)
 
+    def published(self, name: str) -> bytes | None:
+        """Return what was published to a place, as `cas_zarr.repository.published` notes it."""
+        return self._load(f"published/{check_name(name)}")
+
+    def all_published(self) -> list[str]:
+        """Return the names of all places that something was published to, sorted."""
+        return sorted(self._paths("published"))
+
+    def swap_published(self, name: str, old: bytes | None, new: bytes | None) -> bool:
+        """Replace the record of a place, of at most 1 MiB; False if it is not `old`."""
+        self._check_writable()
+        if new is not None and len(new) > MAX_REMOTE_BYTES:
+            raise LimitError(f"a record of a place of {len(new)} bytes is over {MAX_REMOTE_BYTES}")
+        return self._swap(f"published/{check_name(name)}", old, new)
+
     # -- where the history was cut --------------------------------------------------------------
 
     def shallow(self) -> frozenset[CidBytes]:
@@ -565,7 +580,7 @@ class MemoryRefs(Refs):
 
 def limit_of(path: str) -> int:
     """Return how many bytes the record at a path can have."""
-    if path.startswith("remotes/"):
+    if path.startswith(("remotes/", "published/")):
         return MAX_REMOTE_BYTES
     return MAX_SHALLOW_BYTES if path == SHALLOW else MAX_REF_BYTES
 

@@ -1,0 +1,391 @@
+"""Publishing a version to an IPFS node: only what the node lacks, in few requests, and pinned.
+
+What the node has is found without a list of its blocks: a version that was published there before
+and is still pinned is had with all below it, and of what differs from that only blocks of the tree
+are asked for. Children go before parents, so a publication that was interrupted is taken up by the
+next one. The pin at the end lets the node itself go through all that it has to have.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+from cas_zarr.blocks.base import BlockStore
+from cas_zarr.blocks.ipfsnode import IpfsNode
+from cas_zarr.blocks.readonly import Overlaid
+from cas_zarr.cid import DAG_JSON, CidBytes, CidLike, ReadableCids, codec_of, format_cid
+from cas_zarr.errors import (
+    BlockNotFoundError,
+    InvalidArgumentError,
+    NotFoundError,
+    RemoteError,
+)
+from cas_zarr.repository.published import Published, note_published, published_at
+from cas_zarr.repository.sending import Progress, Sent, send
+from cas_zarr.repository.versions import CUT, Commits
+from cas_zarr.tree.node import Root
+from cas_zarr.tree.shards import TreeReader
+from cas_zarr.tree.upward import Has, upward
+from cas_zarr.tree.view import TreeView
+
+if TYPE_CHECKING:
+    from cas_zarr.repository.repository import Repository
+
+__all__ = ["NODE", "PublishReport", "View", "publish", "subtree_document"]
+
+NODE = "http://127.0.0.1:5001"
+"""Address of the RPC of a node that runs here with its defaults."""
+
+View: TypeAlias = Literal["root", "unixfs"]
+
+_CANDIDATES: Final = 3  # earlier publications whose pin is looked for
+_ANCESTORS: Final = 1000  # commits that are gone back to find one that the node has pinned
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class PublishReport(ReadableCids):
+    """What was published.
+
+    Attributes
+    ----------
+    cid : CidBytes
+        What to pass on: the root, with `history` the commit, of a view the directory.
+    root : CidBytes
+        The root document.
+    view : str
+        "root" or "unixfs".
+    blocks, size : int
+        What was sent; `size` in bytes.
+    requests : int
+        How many requests it took.
+    pinned : bool
+        Whether the node was asked and has `cid` pinned with all below it.
+    ipns : str or None
+        The IPNS name that leads to it, ``k51…``.
+    location : str
+        The node.
+    """
+
+    cid: CidBytes
+    root: CidBytes
+    view: str
+    blocks: int
+    size: int
+    requests: int
+    pinned: bool
+    ipns: str | None
+    location: str
+
+    @property
+    def url(self) -> str:
+        """Address for programs that know IPFS."""
+        return f"ipfs://{format_cid(self.cid)}"
+
+    @property
+    def gateway(self) -> str:
+        """Where the gateway of the node has it, if that listens at its default port."""
+        parts = urlsplit(self.location)
+        host = parts.hostname or "127.0.0.1"
+        host = f"[{host}]" if ":" in host else host
+        return f"http://{host}:8080/ipfs/{format_cid(self.cid)}"
+
+
+def publish(
+    repo: Repository,
+    version: CidLike = "main",
+    *,
+    to: Any = NODE,
+    name: str | None = None,
+    view: View = "root",
+    path: str = "",
+    history: bool = False,
+    token: str | None = None,
+    progress: Progress | None = None,
+) -> PublishReport:
+    """Give a version to an IPFS node, and pin it there.
+
+    Parameters
+    ----------
+    repo : Repository
+    version : CID or str
+        A version expression.
+    to : str, IpfsNode or ipfshttpclient.Client
+        Address of the node's RPC, or what speaks to it.
+    name : str, optional
+        Name of the pin, and of the key whose IPNS name is made to lead to it.
+    view : str
+        "root" publishes the root document; "unixfs" beside it a directory of files over the same
+        chunks, for readers that know no more than files.
+    path : str
+        Publish only this group or array.
+    history : bool
+        Publish the commit with all that came before it.
+    token : str, optional
+        What the RPC asks for.
+    progress : callable, optional
+        Called with the blocks and the bytes that are on their way.
+
+    Returns
+    -------
+    PublishReport
+
+    Raises
+    ------
+    RemoteError
+        If the node cannot be reached, refuses a block or a pin, or the connection breaks again and
+        again. What has arrived stays; the next publication sends the rest.
+    VersionNotFoundError, NotFoundError
+        If there is no such version, or nothing at `path`.
+    BlockNotFoundError
+        If blocks of the version are not in the repository.
+    """
+    from cas_zarr.blocks.ipfsclient import as_node
+
+    if view not in ("root", "unixfs"):
+        raise InvalidArgumentError(f"view {view!r} is not known; use root or unixfs")
+    if history and (path or view != "root"):
+        raise InvalidArgumentError("a history is of whole datasets: leave out path, and the view")
+    found = repo.resolve(version)
+    blocks, root = repo.blocks, found.root
+    if path := path.strip("/"):
+        document = subtree_document(blocks, root, path)
+        root = document.cid()
+        blocks = Overlaid(blocks, root, document.to_block())
+    node = as_node(to, token=token)
+    work = _Work(repo, node, blocks, name or "", path, progress)
+    before = node.requests
+    cid, kind = root, "root"
+    if history:
+        if found.commit is None:
+            raise InvalidArgumentError(f"{version!r} is a root without a commit; it has no history")
+        cid, kind = found.commit, "commit"
+    work.publish(cid, kind)
+    if view == "unixfs":
+        cid = work.publish_view(root)
+    ipns = None
+    if name:
+        from cas_zarr.repository.ipns import publish_name
+
+        ipns = publish_name(node, name, cid)
+    note_published(repo.refs, node.location, work.made)
+    sent = work.sent
+    return PublishReport(
+        cid=cid,
+        root=root,
+        view=view,
+        blocks=sent.blocks,
+        size=sent.size,
+        requests=node.requests - before,
+        pinned=True,
+        ipns=ipns,
+        location=node.location,
+    )
+
+
+def subtree_document(blocks: BlockStore, root: CidBytes, path: str) -> Root:
+    """Return the document of a group or an array of a dataset.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none at `path`.
+    """
+    whole = Root.from_block(blocks.get(root))
+    node = TreeView(TreeReader(blocks), whole).node(path)
+    if not node:
+        raise NotFoundError(
+            f"there is no group or array at {path!r} in {format_cid(root)}; list the folder above"
+        )
+    return Root(whole.header, node)
+
+
+class _Work:
+    """One publication: what it has to do for each of the CIDs that it pins."""
+
+    def __init__(
+        self,
+        repo: Repository,
+        node: IpfsNode,
+        blocks: BlockStore,
+        name: str,
+        path: str,
+        progress: Progress | None,
+    ) -> None:
+        self.repo = repo
+        self.node = node
+        self.blocks = blocks
+        self.name = name
+        self.path = path
+        self.progress = progress
+        self.sent = Sent(0, 0)
+        self.made: list[Published] = []
+
+    def publish(self, cid: CidBytes, kind: str) -> None:
+        """Send and pin a root or a commit."""
+        self.made.append(Published(cid, kind, self.path, self.name))
+        if self.node.is_pinned(cid):
+            return
+        since = self._since(cid, kind)
+        if kind == "commit":
+            self._send(self._history(cid, since, self._has))
+        else:
+            here = None if since is None or not self.repo.blocks.has(since) else since
+            old = None if here is None else self.repo.blocks
+            self._send(upward(self.blocks, cid, since=here, since_blocks=old, has=self._has))
+        if self._pin(cid, since):
+            return
+        # The node lost blocks whose parents it kept: nothing that it says of them can be relied on.
+        if kind == "commit":
+            self._send(self._history(cid, None, None))
+        else:
+            self._send(upward(self.blocks, cid))
+        self._pin_all(cid)
+
+    def publish_view(self, root: CidBytes) -> CidBytes:
+        """Send and pin the directory over a root that was published; return its CID."""
+        from cas_zarr.repository.unixfsview import UnixfsView
+
+        view = UnixfsView(self.blocks, root)
+        cid = view.cid
+        self.made.append(Published(cid, "unixfs", self.path, self.name))
+        if self.node.is_pinned(cid):
+            return cid
+        since = self._since(cid, "unixfs")
+        # What lies in the repository is part of the root, which the node has whole.
+        self._send(block for block in view.blocks(self._has) if block[1] is not None)
+        if not self._pin(cid, since):
+            self._send(block for block in view.blocks() if block[1] is not None)
+            self._pin_all(cid)
+        return cid
+
+    # -- what the node has --------------------------------------------------------------------
+
+    def _has(self, cid: CidBytes) -> bool:
+        return self.node.block_size(cid) is not None
+
+    def _since(self, cid: CidBytes, kind: str) -> CidBytes | None:
+        """Return what was published before, if the node still has it pinned."""
+        entries = published_at(self.repo.refs, self.node.location).entries
+        alike = [one for one in reversed(entries) if one.kind == kind and one.cid != cid]
+        alike.sort(key=lambda one: one.path != self.path)  # of the same part first
+        for one in alike[:_CANDIDATES]:
+            if self.node.is_pinned(one.cid):
+                return one.cid
+        if kind == "root" and not self.path:
+            return self._pinned_root()
+        return None
+
+    def _pinned_root(self) -> CidBytes | None:
+        """Return a root that is pinned there and is here, too; the newest of main's if possible."""
+        held = self.repo.blocks
+        pinned = {one.cid for one in self.node.pins() if codec_of(one.cid) == DAG_JSON}
+        pinned = {cid for cid in pinned if held.has(cid)}
+        if len(pinned) < 2:
+            return next(iter(pinned), None)
+        commits = Commits(held, self.repo.refs)
+        tips = (record.commit for record in self.repo.branches().values())
+        queue = deque(tip for tip in tips if tip is not None)
+        seen = set(queue)
+        while queue and len(seen) < _ANCESTORS:
+            commit = queue.popleft()
+            if (root := commits.read(commit).root) in pinned:
+                return root
+            ahead = [one for one in commits.parents(commit) if one not in seen]
+            seen.update(ahead)
+            queue.extend(ahead)
+        return next(iter(pinned))
+
+    # -- sending and pinning ------------------------------------------------------------------
+
+    def _send(self, outgoing: Any) -> None:
+        before = self.sent
+        progress = self.progress
+        if progress is not None and before.blocks:
+            told = progress
+
+            def progress(blocks: int, size: int) -> None:
+                told(before.blocks + blocks, before.size + size)
+
+        sent = send(self.node, self.blocks, outgoing, progress=progress)
+        self.sent = Sent(before.blocks + sent.blocks, before.size + sent.size)
+
+    def _pin(self, cid: CidBytes, since: CidBytes | None) -> bool:
+        """Pin what was sent; False if the node lacks a block of it."""
+        try:
+            if since is None:
+                self.node.pin_add(cid, name=self.name)
+            else:
+                self.node.pin_update(since, cid)
+                if self.name:
+                    self.node.pin_add(cid, name=self.name)
+        except BlockNotFoundError:
+            return False
+        return self._verified(cid)
+
+    def _pin_all(self, cid: CidBytes) -> None:
+        self.node.pin_add(cid, name=self.name)
+        self._verified(cid)
+
+    def _verified(self, cid: CidBytes) -> bool:
+        if not self.node.is_pinned(cid):
+            raise RemoteError(
+                f"{self.node.location} has not pinned {format_cid(cid)}, though it said so; look "
+                "at its pins, and publish again"
+            )
+        return True
+
+    # -- commits ------------------------------------------------------------------------------
+
+    def _history(
+        self, tip: CidBytes, since: CidBytes | None, has: Has | None
+    ) -> Iterator[CidBytes]:
+        """Yield the blocks of a commit and of all that came before it, the oldest first."""
+        commits = Commits(self.blocks, self.repo.refs)
+        order = _parents_first(commits, tip)
+        there: set[CidBytes] = set()
+        if since is not None and since in order:
+            there = set(_parents_first(commits, since))
+        if has is not None:
+            low, high = 0, len(order)  # they went in this order: what is there stands in front
+            while low < high:
+                middle = (low + high) // 2
+                if order[middle] in there or has(order[middle]):
+                    low = middle + 1
+                else:
+                    high = middle
+            if low:
+                there.update(_parents_first(commits, order[low - 1]))
+        for cid in order:
+            if cid in there:
+                continue
+            commit = commits.read(cid)
+            if cid in commits.cut and commit.parents:
+                raise InvalidArgumentError(
+                    f"the history of {format_cid(tip)} is not whole at {format_cid(cid)}: {CUT}; "
+                    "or publish it without its history"
+                )
+            old = next((commits.read(one).root for one in commit.parents), None)
+            yield from upward(self.blocks, commit.root, since=old, has=has)
+            yield cid
+
+
+def _parents_first(commits: Commits, tip: CidBytes) -> list[CidBytes]:
+    """Return a commit and all that came before it, parents before children."""
+    order: list[CidBytes] = []
+    done: set[CidBytes] = set()
+    pending = [tip]
+    while pending:
+        cid = pending[-1]
+        ahead = [one for one in commits.parents(cid) if one not in done]
+        if ahead and cid not in done:
+            pending.extend(ahead)
+            continue
+        pending.pop()
+        if cid not in done:
+            done.add(cid)
+            order.append(cid)
+    return order
