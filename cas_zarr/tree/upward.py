@@ -19,6 +19,7 @@ from cas_zarr.parallel import map_ordered
 from cas_zarr.tree.chunktree import ChunkTree, TreeRef
 from cas_zarr.tree.descent import CHUNKS, descend, matches
 from cas_zarr.tree.keys import MAX_DEPTH, parse_form
+from cas_zarr.tree.morton import search
 from cas_zarr.tree.node import Node, Root, ShardRef, Value
 from cas_zarr.tree.shards import TreeReader, get_child, get_key
 from cas_zarr.tree.table import Table
@@ -233,11 +234,17 @@ class _Upward:
         for level, rows, others in steps:
             if len(rows) == 0:
                 continue
-            yield from pages.settled(int(rows.codes[0]))
-            if level == CHUNKS:
-                yield from self._chunks(rows, others)
-            else:
+            if level != CHUNKS:
+                yield from pages.settled(int(rows.codes[0]))
                 pages.add(level, rows)
+                continue
+            start = 0
+            while start < len(rows):  # those of one leaf after the other, and then the leaf
+                yield from pages.settled(int(rows.codes[start]))
+                end = pages.next_end()
+                stop = len(rows) if end is None else search(rows.codes, end)
+                yield from self._chunks(rows.take(slice(start, stop)), others)
+                start = stop
         yield from pages.settled(None)
         if ref.embedded is None:
             yield ref.cid
@@ -306,6 +313,10 @@ class _Pages:
                 self.open.discard(page)
                 keep[row] = True
         return rows.take(keep)
+
+    def next_end(self) -> int | None:
+        """Return where the next box ends, None where no page waits."""
+        return min((waiting[0][0] for waiting in self.waiting.values() if waiting), default=None)
 
     def settled(self, code: int | None) -> Iterator[CidBytes]:
         """Yield the pages whose box lies below `code`: all in it has come. All for None."""

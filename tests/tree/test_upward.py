@@ -155,3 +155,17 @@ def test_the_walk_is_lazy() -> None:
     blocks.reads.clear()
     next(upward(blocks, root))
     assert not [cid for cid in blocks.reads if cid[1] == RAW]
+
+
+def test_a_page_comes_right_after_its_chunks() -> None:
+    """What was sent before a break can be told by its pages."""
+    blocks = CountingBlocks()
+    mapping = CASMapping(blocks)
+    mapping["a/zarr.json"] = b"{}"
+    for x, y in itertools.product(range(60), repeat=2):
+        mapping[f"a/c/{x}/{y}"] = b"%d-%d" % (x, y)
+    root = mapping.flush()
+    since_page = 0
+    for cid in upward(blocks, root):
+        since_page = since_page + 1 if cid[1] == RAW else 0
+        assert since_page <= 512
