@@ -46,6 +46,7 @@ from cas_zarr.cli.reading import (
     verify_command,
 )
 from cas_zarr.cli.sections import Commands
+from cas_zarr.cli.serving import gateway_command
 from cas_zarr.cli.sharing import (
     clone_command,
     fetch_command,
@@ -97,6 +98,7 @@ for entry in (
     pull_command,
     push_command,
     export_command,
+    gateway_command,
     gc_command,
     expire_command,
     repack_command,

@@ -201,7 +201,7 @@ class WebRefs(Refs):
         if response.status in (404, 410):
             raise RepositoryNotFoundError(
                 f"there is no repository of cas_zarr at {self._url}; give the url that "
-                "`cas-zarr gateway` prints, or ipfs://<cid> to read a version from a gateway of IPFS"
+                "`cas-zarr gateway` prints, or ipfs://<cid> to read a version by way of IPFS"
             )
         if response.status != 200:
             raise RemoteError(

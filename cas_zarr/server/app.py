@@ -135,22 +135,21 @@ def build_app(
     pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="cas-zarr-gateway")
     state = State(Gateway(repo, fetch=fetch), limits, pool)
 
-    async def handle(request: web.Request) -> web.StreamResponse:
+    async def handle(request: Any) -> Any:
         transport, loop = request.transport, asyncio.get_running_loop()
         if transport in state.times:
             state.times[transport] = None
         try:
-            found: web.StreamResponse = await _handle(web, state, request)
-            return found
+            return await _handle(web, state, request)
         finally:
             if transport in state.times:
                 state.times[transport] = loop.time()
 
-    async def lifetime(_: web.Application) -> AsyncIterator[None]:
+    async def lifetime(_: Any) -> AsyncIterator[None]:
         yield
         pool.shutdown(wait=False, cancel_futures=True)
 
-    app: web.Application = web.Application(client_max_size=1)
+    app = web.Application(client_max_size=1)
     app.router.add_route("*", "/{path:.*}", handle)
     app.cleanup_ctx.append(lifetime)
     return app, state.times

@@ -189,7 +189,7 @@ def follow(
         raise HttpError(400, f"a path has at most {_MAX_NAMES} names")
     for _ in range(_MAX_NAMES + 1):  # a link at a time
         codec = codec_of(cid)
-        if codec == DAG_PB or codec == RAW or not names:
+        if codec in (DAG_PB, RAW) or not names:
             return _unixfs(blocks, cid, names)
         value = decode_block(cid, get_block(blocks, cid))
         if codec == DAG_JSON and _is_root(value):
@@ -209,10 +209,7 @@ def _unixfs(blocks: BlockStore, cid: CidBytes, names: Sequence[str]) -> Target:
     if not names and codec_of(cid) not in (DAG_PB, RAW):
         return _block(blocks, cid)
     try:
-        if names:
-            entry = resolve_path(blocks, cid, "/".join(names))
-        else:
-            entry = open_entry(blocks, cid)
+        entry = resolve_path(blocks, cid, "/".join(names)) if names else open_entry(blocks, cid)
     except FormatError:
         if names:
             raise
