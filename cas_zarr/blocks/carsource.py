@@ -117,6 +117,11 @@ class FileSource(ByteSource):
     def close(self) -> None:
         self._file.close()
 
+    def __del__(self) -> None:
+        file = getattr(self, "_file", None)
+        if file is not None:  # a store that reads a file is rarely closed
+            file.close()
+
 
 class WebSource(ByteSource):
     """A file on a server.

@@ -220,7 +220,8 @@ class TieredBlocks(BlockStore):
         if not leading:
             return flight.result()
         try:
-            data = self._fetch_alone(cid)
+            # Since it was looked for here, another thread may have been quicker.
+            data = self.local.get_held([cid]).get(cid) or self._fetch_alone(cid)
         except BaseException as error:
             flight.set_exception(error if isinstance(error, CasZarrError) else _abandoned(cid))
             raise

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from cas_zarr.blocks.base import BlockStore, checked
 from cas_zarr.blocks.cache import MEMORY_LIMIT, Cache, RecentBlocks, open_cache
@@ -217,8 +217,8 @@ def _resolved(location: Location, sources: Sources) -> Location:
     if not path.startswith("/ipfs/"):
         raise FormatError(f"{location.text} leads to {path[:200]!r}, which is no path of IPFS")
     rest = path.removeprefix("/ipfs/").strip("/") + "/" * bool(location.path) + location.path
-    found = parse_location(f"ipfs://{rest}")
-    return replace(found, gateway=location.gateway)
+    gateway = location.gateway
+    return parse_location(f"{gateway}/ipfs/{quote(rest)}" if gateway else f"ipfs://{rest}")
 
 
 # -- blocks -----------------------------------------------------------------------------------
@@ -429,8 +429,8 @@ def _open_car(location: Location, sources: Sources) -> Faraway:
     function = hash_of(roots[0]) if roots else BLAKE3
     blocks: BlockStore = car
     if location.remote:
-        car.remote = True
-        blocks = _Beside(location.text, TieredBlocks(sources.keep([location.text]), [car]))
+        tier = TieredBlocks(sources.keep([location.text]), [car], remote=True)
+        blocks = _Beside(location.text, tier)
     refs = FixedRefs(location.text, partial(_car_branches, car, roots, location))
     return Faraway(location.text, location.text, refs, blocks, function)
 

@@ -20,7 +20,7 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import HashFunction, as_cid_bytes, hash_by_name
@@ -127,13 +127,15 @@ def _content(text: str, kind: str, rest: str, gateway: str) -> Location:
     if not name:
         raise _no_location(text)
     path = path.strip("/")
+    behind = f"{name}/{path}" if path else name
+    shown = f"{gateway}/{kind}/{quote(behind)}" if gateway else f"{kind}://{behind}"
     if kind == "ipfs":
         try:
             as_cid_bytes(name)
         except InvalidCIDError as error:
             raise InvalidArgumentError(f"{text!r} names no cid: {error}") from None
-        return Location("ipfs", f"ipfs://{name}{'/' * bool(path)}{path}", name, path, gateway)
-    return Location("ipns", f"ipns://{name}{'/' * bool(path)}{path}", name, path, gateway)
+        return Location("ipfs", shown, name, path, gateway)
+    return Location("ipns", shown, name, path, gateway)
 
 
 def _address(text: str) -> Location:

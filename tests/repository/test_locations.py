@@ -1,0 +1,306 @@
+"""Where repositories are: what locations mean, and what reading over a network asks for."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from cas_zarr import CASStore, Repository
+from cas_zarr.cid import BLAKE3, RAW, CidBytes, cid_of, format_cid
+from cas_zarr.errors import (
+    BlockNotFoundError,
+    CasZarrError,
+    InvalidArgumentError,
+    NotFoundError,
+    ReadOnlyError,
+)
+from cas_zarr.repository.exporting import export
+from cas_zarr.repository.faraway import LOCAL_GATEWAY, PUBLIC_GATEWAYS, Sources
+from cas_zarr.repository.opening import parse_location
+from tests.servers.counting import Counting, counting_gateway
+
+SOME = format_cid(cid_of(0x0129, BLAKE3, b"{}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "shown", "path", "gateway"),
+    [
+        (f"ipfs://{SOME}", "ipfs", f"ipfs://{SOME}", "", ""),
+        (f"IPFS://{SOME}/a/b/", "ipfs", f"ipfs://{SOME}/a/b", "a/b", ""),
+        ("ipns://example.org/x", "ipns", "ipns://example.org/x", "x", ""),
+        (
+            f"https://gw.example/ipfs/{SOME}/a",
+            "ipfs",
+            f"https://gw.example/ipfs/{SOME}/a",
+            "a",
+            "https://gw.example",
+        ),
+        (f"http://h:80/p/ipfs/{SOME}", "ipfs", f"http://h:80/p/ipfs/{SOME}", "", "http://h:80/p"),
+        ("http://h/ipns/k51abc", "ipns", "http://h/ipns/k51abc", "", "http://h"),
+        ("http://127.0.0.1:8099/", "server", "http://127.0.0.1:8099", "", ""),
+        ("https://h/x.car", "car", "https://h/x.car", "", ""),
+        ("https://h/x.car?sig=1", "car", "https://h/x.car?sig=1", "", ""),
+        ("memory://x", "memory", "memory://x", "", ""),
+    ],
+)
+def test_what_an_address_means(text: str, kind: str, shown: str, path: str, gateway: str) -> None:
+    found = parse_location(text)
+    assert (found.kind, found.text, found.path, found.gateway) == (kind, shown, path, gateway)
+    assert found.remote is (kind != "memory")
+
+
+def test_what_a_path_means(tmp_path: Path) -> None:
+    assert parse_location(tmp_path / "a.cas").kind == "folder"
+    assert parse_location(str(tmp_path / "a.car")).kind == "car"
+    (tmp_path / "folder.car").mkdir()
+    assert parse_location(tmp_path / "folder.car").kind == "folder"
+    assert parse_location(f"file://{tmp_path}/a.cas").text == str(tmp_path / "a.cas")
+    assert not parse_location(tmp_path / "a.car").remote
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ipfs:/" + SOME,
+        "ipfs:" + SOME,
+        "ipsf://" + SOME,
+        "htp://127.0.0.1:80",
+        "http:127.0.0.1",
+        "http://",
+        "http://h:99999",
+        "http://h/x?y=1",
+        f"ipfs://{SOME}?format=raw",
+        f"ipfs://{SOME}/../a",
+        "ipfs://",
+        "s3://bucket/prefix",
+    ],
+)
+def test_typos_are_told_what_there_is(text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"ipfs://CID, ipns://NAME, http"):
+        parse_location(text)
+
+
+def test_other_addresses_that_mean_nothing() -> None:
+    with pytest.raises(InvalidArgumentError, match=f"write ipfs://{SOME}"):
+        parse_location(SOME)
+    with pytest.raises(InvalidArgumentError, match="names no cid"):
+        parse_location("ipfs://bafynonsense")
+    with pytest.raises(InvalidArgumentError, match="password") as caught:
+        parse_location("https://user:secret@h/x.car")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(InvalidArgumentError, match="gateway"):
+        Sources.of(gateways=["example.org"])
+    raw = format_cid(cid_of(RAW, BLAKE3, b""))
+    with pytest.raises(InvalidArgumentError, match="single block"):
+        Repository.open(f"ipfs://{raw}", gateways="http://127.0.0.1:9")
+
+
+def test_which_gateways_are_asked() -> None:
+    assert Sources.of().all_gateways() == (LOCAL_GATEWAY, *PUBLIC_GATEWAYS)
+    assert Sources.of(["http://a"]).all_gateways() == ("http://a",)
+    assert Sources.of(["http://a"]).all_gateways("http://b") == ("http://b", "http://a")
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[CidBytes], np.ndarray]:
+    """Return a repository of three commits, the commits, and an array in the last."""
+    path = str(tmp_path_factory.mktemp("source") / "r.cas")
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 1000, (64, 64)).astype("i4")
+    with CASStore(path) as store:
+        group = zarr.open_group(store=store, mode="a")
+        array = group.create_array("air", shape=(64, 64), chunks=(2, 2), dtype="i4")
+        group.create_array("ocean/t", data=np.arange(10))
+        commits = [store.commit("empty")]
+        array[:32] = data[:32]
+        commits.append(store.commit("half"))
+        array[:] = data
+        commits.append(store.commit("whole"))
+    return path, [bytes(commit) for commit in commits], data
+
+
+@pytest.fixture
+def gateway(made: tuple[str, list[CidBytes], np.ndarray]) -> Iterator[Counting]:
+    with (
+        Repository.open(made[0], read_only=True) as source,
+        counting_gateway(source.blocks) as server,
+    ):
+        yield server
+
+
+def _root(path: str) -> str:
+    with Repository.open(path, read_only=True) as source:
+        return format_cid(source.resolve("main").root)
+
+
+def _array(store: CASStore, name: str = "air") -> zarr.Array:
+    array = zarr.open_group(store=store, mode="r")[name]
+    assert isinstance(array, zarr.Array)
+    return array
+
+
+def test_a_commit_is_a_repository_with_its_history(
+    made: tuple[str, list[CidBytes], np.ndarray], gateway: Counting, tmp_path: Path
+) -> None:
+    _, commits, data = made
+    location = f"ipfs://{format_cid(commits[-1])}"
+    repo = Repository.open(location, gateways=gateway.url, cache=tmp_path / "cache")
+    assert gateway.taken() == []  # nothing is contacted before it is needed
+    assert repo.read_only
+    assert repo.fixed == location
+    assert [entry.commit.message for entry in repo.log()] == ["whole", "half", "empty"]
+    assert np.array_equal(_array(CASStore(repo))[:], data)
+    half = _array(CASStore(repo, version="main~1"))
+    assert np.array_equal(half[:32], data[:32])
+    assert not half[32:].any()
+    with pytest.raises(ReadOnlyError):
+        repo.create_branch("other", "main")
+    clone = Repository.clone(repo, tmp_path / "clone.cas")
+    assert clone.resolve("main").commit == commits[-1]
+    assert np.array_equal(_array(CASStore(clone.location, read_only=True))[:], data)
+    clone.close()
+
+
+def test_a_root_a_subtree_and_a_gateway_in_the_address(
+    made: tuple[str, list[CidBytes], np.ndarray], gateway: Counting
+) -> None:
+    root = _root(made[0])
+    store = CASStore(f"{gateway.url}/ipfs/{root}", gateways=())
+    assert store.read_only
+    assert str(store) == f"cas-zarr://{gateway.url}/ipfs/{root}#main"
+    assert np.array_equal(_array(store)[:4], made[2][:4])
+    part = CASStore(f"ipfs://{root}/ocean", gateways=gateway.url)
+    assert np.array_equal(_array(part, "t")[:], np.arange(10))
+    with pytest.raises(NotFoundError, match="nowhere"):
+        CASStore(f"ipfs://{root}/nowhere", gateways=gateway.url)
+    with pytest.raises(ReadOnlyError, match="clone"):
+        store.with_read_only(False)
+    copy = pickle.loads(pickle.dumps(store))
+    assert copy == store
+    assert np.array_equal(_array(copy)[:4], made[2][:4])
+
+
+def test_a_partial_clone_reads_on_from_ipfs(
+    made: tuple[str, list[CidBytes], np.ndarray], gateway: Counting, tmp_path: Path
+) -> None:
+    location = f"ipfs://{format_cid(made[1][-1])}"
+    origin = Repository.open(location, gateways=gateway.url, cache=False)
+    Repository.clone(origin, tmp_path / "part.cas", paths="ocean").close()
+    gateway.taken()
+    store = CASStore(tmp_path / "part.cas", read_only=True, gateways=gateway.url)
+    assert np.array_equal(_array(store, "ocean/t")[:], np.arange(10))
+    assert gateway.taken() == []
+    assert np.array_equal(_array(store)[:8], made[2][:8])
+    assert gateway.taken()
+
+
+def test_a_car_file_is_a_repository(
+    made: tuple[str, list[CidBytes], np.ndarray], tmp_path: Path
+) -> None:
+    with Repository.open(made[0], read_only=True) as source:
+        export(source, "main", tmp_path / "x.car")
+    with CASStore(tmp_path / "x.car") as store:
+        assert store.read_only
+    assert np.array_equal(_array(store)[:], made[2])
+    copy = pickle.loads(pickle.dumps(store))
+    assert np.array_equal(_array(copy)[:], made[2])
+    with pytest.raises(CasZarrError):
+        CASStore(tmp_path / "none.car")
+
+
+# -- how often a server is asked ------------------------------------------------------------------
+
+
+def test_requests_of_one_chunk_and_of_the_second_read(
+    made: tuple[str, list[CidBytes], np.ndarray], gateway: Counting, tmp_path: Path
+) -> None:
+    location = f"ipfs://{_root(made[0])}"
+    options = {"gateways": gateway.url, "cache": tmp_path / "cache"}
+    with CASStore(location, **options) as store:
+        array = _array(store)
+        assert len(gateway.taken()) == 1
+        assert np.array_equal(array[:2, :2], made[2][:2, :2])
+        assert len(gateway.taken()) <= 3
+        assert np.array_equal(array[:], made[2])
+        asked = gateway.taken()
+        assert len(asked) == len(set(asked))
+        assert {form for form, _ in asked} == {"raw"}
+    with CASStore(location, **options) as store:
+        assert np.array_equal(_array(store)[:], made[2])
+        assert gateway.taken() == []
+    shutil.rmtree(tmp_path / "cache")
+
+
+def test_chunks_that_are_asked_for_at_once_are_fetched_at_once(
+    made: tuple[str, list[CidBytes], np.ndarray], gateway: Counting
+) -> None:
+    store = CASStore(f"ipfs://{_root(made[0])}", gateways=gateway.url, cache=False)
+    array = _array(store)
+    gateway.delay = 0.02
+    with zarr.config.set({"async.concurrency": 24}):
+        assert np.array_equal(array[:24, :24], made[2][:24, :24])
+    assert gateway.busiest >= 12
+    asked = gateway.taken()
+    assert len(asked) == len(set(asked))  # pages, too, though many wait for one
+
+
+def test_prefetching_a_box_takes_few_round_trips(
+    made: tuple[str, list[CidBytes], np.ndarray], gateway: Counting
+) -> None:
+    store = CASStore(f"ipfs://{_root(made[0])}", gateways=gateway.url, cache=False)
+    gateway.taken()
+    found = store.prefetch("air", (slice(0, 4), slice(0, 6)))
+    assert (found.chunks, found.complete) == (6, True)
+    asked = gateway.taken()
+    assert len(asked) == len(set(asked)) <= 6 + 3
+    assert np.array_equal(_array(store)[:4, :6], made[2][:4, :6])
+    assert gateway.taken() == []
+    assert store.prefetch("air[0:4, 0:6]") == found
+    assert gateway.taken() == []
+
+
+@pytest.mark.parametrize("cars", [True, False])
+def test_prefetching_an_array_asks_for_whole_pages(
+    made: tuple[str, list[CidBytes], np.ndarray], gateway: Counting, cars: bool
+) -> None:
+    gateway.cars = cars
+    store = CASStore(f"ipfs://{_root(made[0])}", gateways=gateway.url, cache=False)
+    gateway.taken()
+    found = store.prefetch("air")
+    assert (found.chunks, found.complete) == (1024, True)
+    asked = gateway.taken()
+    if cars:
+        assert [form for form, _ in asked].count("car") == 2  # leaf pages of 512 chunks
+        assert len(asked) <= 6
+    gateway.taken()
+    assert np.array_equal(_array(store)[:], made[2])
+    assert gateway.taken() == []
+    with pytest.raises(NotFoundError):
+        store.prefetch("nothing")
+    with pytest.raises(InvalidArgumentError, match="regular grid"):
+        store.prefetch("", (slice(0, 1),))
+
+
+def test_a_write_to_memory_is_not_bothered_by_networks(tmp_path: Path) -> None:
+    store = CASStore(tmp_path / "a.cas")
+    group = zarr.open_group(store=store, mode="a")
+    group.create_array("a", data=np.arange(100), chunks=(10,))
+    found = store.prefetch("a")  # of nothing that was flushed
+    assert found.chunks == 0
+    store.flush()
+    assert store.prefetch("a").chunks == 10
+    assert not store.mapping.blocks.remote
+
+
+def test_nobody_answers(made: tuple[str, list[CidBytes], np.ndarray]) -> None:
+    with pytest.raises(BlockNotFoundError, match=r"127\.0\.0\.1:9"):
+        CASStore(f"ipfs://{_root(made[0])}", gateways="http://127.0.0.1:9", cache=False)
