@@ -14,6 +14,8 @@ from cas_zarr import Repository
 from cas_zarr.cid import BLAKE3, RAW, CidBytes, cid_of, format_cid
 from cas_zarr.errors import InvalidArgumentError, NotFoundError, RemoteError
 from cas_zarr.repository.pinning import PinningService, pin_remote
+from cas_zarr.repository.published import Published, note_published
+from cas_zarr.tree.anchor import anchor_of
 
 
 def cid(text: str) -> CidBytes:
@@ -166,20 +168,34 @@ def test_arguments_of_no_sense() -> None:
 def test_a_version_is_pinned_once(
     server: Pinning, service: PinningService, repo: Repository
 ) -> None:
-    root = repo.resolve("main~1").root
+    first, second = (
+        anchor_of(repo.blocks, repo.resolve(one).root).cid for one in ("main~1", "main")
+    )
     pin = pin_remote(repo, service, "main~1", name="weather", timeout=10)
-    assert (pin.cid, pin.state) == (root, "pinned")
+    assert (pin.cid, pin.state) == (first, "pinned")
     assert pin_remote(repo, service, "main~1", name="weather") == pin
     assert len(server.pins) == 1
-    newer = pin_remote(repo, service, name="weather")  # takes the place of the other
-    assert newer.cid == repo.resolve("main").root
-    assert [one["pin"]["cid"] for one in server.pins.values()] == [format_cid(newer.cid)]
+    assert pin_remote(repo, service, name="weather").cid == second  # in place of the other
+    assert [one["pin"]["cid"] for one in server.pins.values()] == [format_cid(second)]
     pin_remote(repo, service, "main~1")  # without a name it stands beside it
-    history = pin_remote(repo, service, history=True)
-    assert history.cid == repo.resolve("main").commit
-    assert len(server.pins) == 3
+    assert len(server.pins) == 2
+
+
+def test_a_history_is_pinned_as_it_was_published(service: PinningService, repo: Repository) -> None:
+    found = repo.resolve("main")
+    assert found.commit is not None
+    with pytest.raises(InvalidArgumentError, match="publish it to a node with history=True"):
+        pin_remote(repo, service, history=True)
+    note_published(repo.refs, "http://a", [Published(found.commit, "commit")])
+    assert pin_remote(repo, service, history=True).cid == found.commit
+    note_published(
+        repo.refs,
+        "http://a",
+        [Published(found.commit, "commit"), Published(cid("anchor"), "anchor")],
+    )
+    assert pin_remote(repo, service, history=True).cid == cid("anchor")
     with pytest.raises(InvalidArgumentError, match="no history"):
-        pin_remote(repo, service, format_cid(root), history=True)
+        pin_remote(repo, service, format_cid(found.root), history=True)
 
 
 def test_a_service_that_pins_something_else(

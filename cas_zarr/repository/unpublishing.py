@@ -1,0 +1,217 @@
+"""Taking back what was published: pins that lead to versions which are no more, or to one version.
+
+Only pins that a publication from this repository has made are touched. Nothing is deleted: what no
+pin leads to any more goes when the node collects its garbage, and whoever else has it keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cas_zarr.cid import CidBytes, CidLike, ReadableCids, as_cid_bytes
+from cas_zarr.errors import InvalidArgumentError, InvalidCIDError, NotFoundError, ReadOnlyError
+from cas_zarr.repository.published import Published, forget_published, published_at
+from cas_zarr.repository.versions import Commits
+
+if TYPE_CHECKING:
+    from cas_zarr.repository.repository import Repository
+
+__all__ = ["UnpublishReport", "unpublish"]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class UnpublishReport(ReadableCids):
+    """What was taken back, or would be.
+
+    Attributes
+    ----------
+    location : str
+        The node.
+    unpinned : tuple of Published
+        Publications whose pins were taken away.
+    gone : tuple of Published
+        Those that the node has not pinned any more; they were forgotten here.
+    foreign : tuple of Published
+        Those whose pin bears a name that no publication gave: somebody else's, left alone.
+    kept : int
+        How many publications of the place stay.
+    dry_run : bool
+        Whether nothing was done.
+    """
+
+    location: str
+    unpinned: tuple[Published, ...]
+    gone: tuple[Published, ...]
+    foreign: tuple[Published, ...]
+    kept: int
+    dry_run: bool
+
+
+def unpublish(
+    repo: Repository,
+    to: Any,
+    *,
+    version: CidLike | None = None,
+    expired: bool = False,
+    token: str | None = None,
+    dry_run: bool = False,
+) -> UnpublishReport:
+    """Take pins away from a node that publications from this repository have made there.
+
+    Parameters
+    ----------
+    repo : Repository
+    to : str, IpfsNode or ipfshttpclient.Client
+        Where it was published, given as it was given then: the record is kept by address.
+    version : CID or str, optional
+        Take back this version: its root, views of it, parts of it, its history. Or the CID of a
+        publication itself, of a version that is gone from here as well.
+    expired : bool
+        Take back every publication that no branch, tag or kept root leads to any more.
+    token : str, optional
+        What the RPC asks for.
+    dry_run : bool
+        Only tell what would be done.
+
+    Returns
+    -------
+    UnpublishReport
+
+    Raises
+    ------
+    InvalidArgumentError
+        If not exactly one of `version` and `expired` is given.
+    NotFoundError
+        If nothing of `version` was published there.
+    RemoteError
+        If the node does not answer; what was taken back until then is forgotten here.
+
+    Notes
+    -----
+    An IPNS name that leads to what is taken back goes on leading there until it is published anew
+    or its record is over. What a pinning service keeps is deleted there.
+    """
+    from cas_zarr.blocks.ipfsclient import as_node
+
+    if (version is None) == (not expired):
+        raise InvalidArgumentError(
+            "give either a version or expired=True, to say what to take back"
+        )
+    if repo.read_only and not dry_run:
+        raise ReadOnlyError(f"{repo.location} is open for reading only")
+    node = as_node(to, token=token)
+    entries = published_at(repo.refs, node.location).entries
+    chosen: list[Published] = []
+    if version is not None:
+        chosen = _with_anchors(entries, lambda one: _of_version(repo, version, one))
+    elif entries:
+        alive = _Alive(repo, _live(repo))
+        chosen = _with_anchors(entries, lambda one: not alive.holds(one))
+    if version is not None and not chosen:
+        raise NotFoundError(
+            f"nothing of {version!r} is known to have been published to {node.location}; give the "
+            "address as it was given then, or take the pin away at the node"
+        )
+    pinned = {pin.cid: pin.name for pin in node.pins()} if chosen else {}
+    own = {"", *(one.name for one in entries)}
+    gone = tuple(one for one in chosen if one.cid not in pinned)
+    foreign = tuple(one for one in chosen if pinned.get(one.cid, "") not in own)
+    unpinned = tuple(one for one in chosen if one not in gone and one not in foreign)
+    if not dry_run:
+        for one in unpinned:
+            node.pin_rm(one.cid)
+            forget_published(repo.refs, node.location, [one.cid])
+        forget_published(repo.refs, node.location, [one.cid for one in (*gone, *foreign)])
+    kept = len(entries) - len(chosen)
+    return UnpublishReport(node.location, unpinned, gone, foreign, kept, dry_run)
+
+
+def _with_anchors(
+    entries: Sequence[Published], is_chosen: Callable[[Published], bool]
+) -> list[Published]:
+    """Return the publications that are chosen, each with the anchor that was pinned with it."""
+    chosen: list[Published] = []
+    for before, one in zip((None, *entries), entries, strict=False):
+        if one.kind == "anchor":  # it stands behind what it is of
+            taken = before is not None and bool(chosen) and chosen[-1] == before
+        else:
+            taken = is_chosen(one)
+        if taken:
+            chosen.append(one)
+    return chosen
+
+
+class _Alive:
+    """Which publications versions of a repository still have."""
+
+    def __init__(self, repo: Repository, live: tuple[set[CidBytes], list[CidBytes]]) -> None:
+        self.blocks = repo.blocks
+        self.commits, self.roots = live
+        self._made: dict[tuple[str, str], set[CidBytes]] = {}
+
+    def holds(self, one: Published) -> bool:
+        """Tell whether a version still leads to what was published."""
+        if one.kind == "commit":
+            return one.cid in self.commits
+        key = (one.kind, one.path)
+        if key not in self._made:
+            self._made[key] = set(self._all(*key))
+        return one.cid in self._made[key]
+
+    def _all(self, kind: str, path: str) -> Iterator[CidBytes]:
+        """Yield what publications of a kind and a path have, or would have, of all roots."""
+        from cas_zarr.blocks.readonly import Overlaid
+        from cas_zarr.repository.publishing import subtree_document
+        from cas_zarr.repository.unixfsview import UnixfsView
+
+        for root in self.roots:
+            blocks = self.blocks
+            if path:
+                try:
+                    document = subtree_document(blocks, root, path)
+                except NotFoundError:
+                    continue
+                root = document.cid()
+                blocks = Overlaid(blocks, root, document.to_block())
+            yield UnixfsView(blocks, root).cid if kind == "unixfs" else root
+
+
+def _of_version(repo: Repository, version: CidLike, one: Published) -> bool:
+    try:
+        if as_cid_bytes(version) == one.cid:
+            return True
+    except InvalidCIDError:
+        pass
+    else:
+        if not repo.blocks.has(version):  # a version that is gone: nothing more is known of it
+            return False
+    found = repo.resolve(version)
+    commits = set() if found.commit is None else {found.commit}
+    return _Alive(repo, (commits, [found.root])).holds(one)
+
+
+def _live(repo: Repository) -> tuple[set[CidBytes], list[CidBytes]]:
+    """Return the commits and the roots that refs lead to; the log of refs is not looked at."""
+    refs, commits = repo.refs, Commits(repo.blocks, repo.refs)
+    ahead: list[CidBytes] = []
+    roots: dict[CidBytes, None] = {}
+    records = [refs.branch(name) for name in refs.branches()]
+    records += [refs.kept(name) for name in refs.all_kept()]
+    for record in records:
+        if record is not None and record.work is not None:
+            roots[record.work] = None
+        if record is not None and record.commit is not None:
+            ahead.append(record.commit)
+    tags = [refs.tag(name) for name in refs.tags()]
+    tags += [refs.tracked(name) for name in refs.all_tracked()]
+    ahead += [tag.commit for tag in tags if tag is not None]
+    seen: set[CidBytes] = set()
+    while ahead:
+        cid = ahead.pop()
+        if cid not in seen:
+            seen.add(cid)
+            roots[commits.read(cid).root] = None
+            ahead.extend(commits.parents(cid))
+    return seen, list(roots)

@@ -1,0 +1,110 @@
+"""Uploading a version to a service that imports CARs with a token, and offers nothing else.
+
+Such services speak the one call ``/api/v0/dag/import`` of Kubo: what they have cannot be asked, so
+everything is sent, or all that a version lacks which the caller knows to be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cas_zarr.blocks.readonly import Overlaid
+from cas_zarr.cid import CidBytes, CidLike, ReadableCids
+from cas_zarr.errors import InvalidArgumentError
+from cas_zarr.repository.sending import Progress, send
+
+if TYPE_CHECKING:
+    from cas_zarr.blocks.http import HttpClient
+    from cas_zarr.repository.repository import Repository
+
+__all__ = ["UploadReport", "upload_car"]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class UploadReport(ReadableCids):
+    """What was uploaded.
+
+    Attributes
+    ----------
+    cid : CidBytes
+        The root. The service was told to pin it, and its anchor (`cas_zarr.tree.anchor`).
+    blocks, size : int
+        What was sent; `size` in bytes.
+    location : str
+        The service.
+    """
+
+    cid: CidBytes
+    blocks: int
+    size: int
+    location: str
+
+
+def upload_car(
+    repo: Repository,
+    version: CidLike = "main",
+    *,
+    to: str,
+    token: str | None = None,
+    path: str = "",
+    since: CidLike | None = None,
+    client: HttpClient | None = None,
+    progress: Progress | None = None,
+) -> UploadReport:
+    """Send a version as CARs, the root last; with that one the service pins it.
+
+    Parameters
+    ----------
+    repo : Repository
+    version : CID or str
+        A version expression; its root is sent, and all that it leads to.
+    to : str
+        Address of the service; ``/api/v0`` at its end may be left out.
+    token : str, optional
+        Sent in the header ``Authorization``.
+    path : str
+        Only this group or array.
+    since : CID or str, optional
+        A version that the service is known to have whole: what it has is not sent.
+    client : HttpClient, optional
+        What asks the service.
+    progress : callable, optional
+        Called with the blocks and the bytes that are on their way.
+
+    Raises
+    ------
+    RemoteError
+        If the service cannot be reached, or refuses; `status` is 401 or 403 where the token is not
+        taken. What has arrived stays.
+    """
+    from cas_zarr.blocks.kubo import KuboNode
+    from cas_zarr.repository.publishing import subtree_document
+    from cas_zarr.tree.anchor import anchor_of
+    from cas_zarr.tree.upward import upward
+
+    if not isinstance(to, str):
+        raise InvalidArgumentError("a car is uploaded to an address; to a node, publish")
+    node = KuboNode(to, token=token, client=client)
+    blocks, root = repo.blocks, repo.resolve(version).root
+    old = None if since is None else repo.resolve(since).root
+    if path := path.strip("/"):
+        document = subtree_document(blocks, root, path)
+        if old is not None:
+            before = subtree_document(blocks, old, path)
+            old = before.cid()
+            blocks = Overlaid(blocks, old, before.to_block())
+        root = document.cid()
+        blocks = Overlaid(blocks, root, document.to_block())
+
+    def pinning(pieces: Iterable[bytes]) -> None:
+        node.import_car(pieces, pin_roots=True)
+
+    below = (cid for cid in upward(blocks, root, since=old) if cid != root)
+    sent = send(node, blocks, below, progress=progress, upload=node.import_car)
+    # The root comes in a car of its own: before it the service lacks what it would have to pin.
+    anchor = anchor_of(blocks, root)
+    roots = dict.fromkeys((root, anchor.cid))
+    last = send(node, blocks, [root, *anchor.blocks], upload=pinning, roots=tuple(roots))
+    return UploadReport(root, sent.blocks + last.blocks, sent.size + last.size, node.location)
