@@ -114,6 +114,9 @@ def counting_gateway(blocks: BlockStore) -> Iterator[Counting]:
         request_queue_size = 128
         daemon_threads = True
 
+        def handle_error(self, request: object, client_address: object) -> None:
+            """Say nothing of clients that went away."""
+
     with Server(("127.0.0.1", 0), Handler) as server:
         state.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
