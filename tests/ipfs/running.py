@@ -66,6 +66,7 @@ class Kubo:
     def start(self) -> None:
         """Start the daemon, and return when it answers."""
         assert self.proc is None
+        self._keep_addresses()
         for name in ("api", "gateway"):
             (self.folder / name).unlink(missing_ok=True)
         log = self.folder / "daemon.log"
@@ -85,14 +86,18 @@ class Kubo:
                 self.stop()
                 raise RuntimeError(f"the node does not start: {log.read_text(errors='replace')}")
             time.sleep(0.05)
-        # /ip4/127.0.0.1/tcp/41213
-        api = (self.folder / "api").read_text().strip()
+        api = (self.folder / "api").read_text().strip()  # /ip4/127.0.0.1/tcp/41213
         self.rpc = f"http://127.0.0.1:{api.rpartition('/')[2]}"
         self.gateway = (self.folder / "gateway").read_text().strip()
-        port = self.gateway.rpartition(":")[2]
-        config = json.loads((self.folder / "config").read_text())
-        config["Addresses"].update(API=api, Gateway=f"/ip4/127.0.0.1/tcp/{port}")
-        (self.folder / "config").write_text(json.dumps(config))
+
+    def _keep_addresses(self) -> None:
+        """Let a daemon that is started again listen where it did; a node writes its file anew."""
+        if self.rpc:
+            file = self.folder / "config"
+            config = json.loads(file.read_text())
+            for name, url in (("API", self.rpc), ("Gateway", self.gateway)):
+                config["Addresses"][name] = f"/ip4/127.0.0.1/tcp/{url.rpartition(':')[2]}"
+            file.write_text(json.dumps(config))
 
     def stop(self) -> None:
         """End the daemon, if it runs."""
