@@ -167,12 +167,14 @@ def test_a_lie_about_a_chunk_is_found_when_it_is_read() -> None:
         mapping["c/0"]
 
 
+SHA3 = CidBytes(b"\x01\x55\x16\x20" + hashlib.sha3_256(b"").digest())
 SHA512 = CidBytes(b"\x01\x55\x13\x40" + hashlib.sha512(b"").digest())
 
 
 @pytest.mark.parametrize(
     ("link", "error", "message"),
     [
+        (PBLink(SHA3, "0", 1), InvalidCIDError, "'c/0' cannot be imported.*0x16"),
         (PBLink(SHA512, "0", 1), InvalidCIDError, "'c/0' cannot be imported.*0x13"),
         (PBLink(cid_of(RAW, SHA256, b""), "0", 3 << 20), FormatError, "'c/0'.*in one block"),
         (PBLink(cid_of(DAG_CBOR, SHA256, b""), "0", 1), FormatError, "'c/0'.*codec 0x71"),
