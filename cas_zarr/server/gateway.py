@@ -59,7 +59,7 @@ __all__ = ["Gateway", "Reply"]
 
 IMMUTABLE: Final = "public, max-age=29030400, immutable"
 MUTABLE: Final = "public, max-age=2"
-MAX_PATH: Final = 8192
+MAX_PATH: Final = 4096
 _PIECE: Final = 1 << 18
 _MAX_FILENAME = 200
 
