@@ -304,3 +304,30 @@ def test_a_write_to_memory_is_not_bothered_by_networks(tmp_path: Path) -> None:
 def test_nobody_answers(made: tuple[str, list[CidBytes], np.ndarray]) -> None:
     with pytest.raises(BlockNotFoundError, match=r"127\.0\.0\.1:9"):
         CASStore(f"ipfs://{_root(made[0])}", gateways="http://127.0.0.1:9", cache=False)
+
+
+def test_one_chunk_of_a_million_takes_five_round_trips(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    value = rng.integers(0, 256, 8, np.uint8).tobytes()
+    with CASStore(tmp_path / "m.cas") as store:
+        group = zarr.open_group(store=store, mode="a")
+        group.create_array(
+            "a", shape=(200, 200, 200), chunks=(2, 2, 2), dtype="u1", compressors=None
+        )
+        cids = rng.integers(0, 256, (1_000_000, 36), np.uint8)
+        cids[:, :4] = np.frombuffer(cid_of(RAW, BLAKE3, b"")[:4], np.uint8)
+        cids[123_456] = np.frombuffer(cid_of(RAW, BLAKE3, value), np.uint8)
+        grid = np.stack(np.unravel_index(np.arange(1_000_000), (100,) * 3), axis=1)
+        store.mapping.set_links("a", grid, cids, np.full(1_000_000, 8))
+        store.mapping.blocks.put(cid_of(RAW, BLAKE3, value), value)
+        root = format_cid(store.flush().__bytes__())
+    with (
+        Repository.open(tmp_path / "m.cas") as source,
+        counting_gateway(source.blocks) as server,
+    ):
+        far = CASStore(f"ipfs://{root}", gateways=server.url, cache=False)
+        array = _array(far, "a")
+        assert len(server.taken()) == 1
+        x, y, z = (2 * int(side) for side in grid[123_456])
+        assert array[x : x + 2, y : y + 2, z : z + 2].tobytes() == value
+        assert len(server.taken()) <= 4
