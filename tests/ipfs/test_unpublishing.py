@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from running import Kubo
@@ -11,6 +14,7 @@ from running import Kubo
 from cas_zarr import Repository
 from cas_zarr.blocks.kubo import KuboNode
 from cas_zarr.cid import CidBytes, format_cid
+from cas_zarr.cli.group import run
 from cas_zarr.errors import InvalidArgumentError, NotFoundError
 from cas_zarr.repository.expiring import expire
 from cas_zarr.repository.published import Published, published_at
@@ -115,3 +119,33 @@ def test_what_to_take_back_must_be_said(repo: Repository, kubo: Kubo) -> None:
         with pytest.raises(InvalidArgumentError, match="what to take back"):
             unpublish(repo, kubo.rpc, **options)  # type: ignore[arg-type]
     assert unpublish(repo, kubo.rpc, expired=True).kept == 0
+
+
+def test_the_commands(
+    node: KuboNode, kubo: Kubo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "a.cas"
+    with Repository.open(folder, create=True) as repo:
+        session = repo.session()
+        session.prepare()["note"] = os.urandom(20)
+        session.commit("first")
+        key = f"command-{os.urandom(4).hex()}"
+        made = publish(repo, to=kubo.rpc, name=key)
+    assert made.ipns is not None
+
+    def done(*arguments: str) -> dict[str, Any]:
+        assert run([*arguments, "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    found = done("resolve", made.ipns, "--node", kubo.rpc, "--gateway", kubo.gateway)
+    assert found["path"] == f"/ipfs/{format_cid(made.cid)}"
+    options = ("--version", "main", "--to", kubo.rpc)
+    assert done("unpublish", str(folder), *options, "--dry-run")["dry_run"]
+    assert node.is_pinned(made.cid)
+    taken = done("unpublish", str(folder), *options)
+    assert [one["cid"] for one in taken["unpinned"]] == [format_cid(made.cid)]
+    assert not node.is_pinned(made.cid)
+    sent = done("upload", str(folder), "--to", kubo.rpc)
+    assert sent["cid"] == format_cid(made.cid)
+    assert node.is_pinned(made.cid)
