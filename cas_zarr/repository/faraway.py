@@ -43,6 +43,7 @@ from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.opening import Location, parse_location
 from cas_zarr.repository.refs import Branch, MemoryRefs, Refs
 from cas_zarr.repository.versions import read_commit
+from cas_zarr.tree.directories import resolve_path
 from cas_zarr.tree.node import Root
 from cas_zarr.tree.shards import TreeReader
 from cas_zarr.tree.view import TreeView
@@ -400,8 +401,10 @@ def _linked(blocks: _Beside, cid: CidBytes, location: Location) -> CidBytes:
     from cas_zarr.repository.unixfsimport import import_unixfs
 
     making = _Making(blocks)
+    if location.path:
+        cid = resolve_path(making, cid, location.path).cid
     mapping = CASMapping(making, hash=hash_of(cid).name)
-    import_unixfs(mapping, making, cid, path=location.path)
+    import_unixfs(mapping, making, cid)
     return mapping.flush()
 
 

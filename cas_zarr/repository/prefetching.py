@@ -27,6 +27,7 @@ from cas_zarr.tree.descent import CHUNKS, descend
 from cas_zarr.tree.keys import parse_form
 from cas_zarr.tree.morton import decode
 from cas_zarr.tree.node import Node, Root, Value
+from cas_zarr.tree.page import MAX_ENTRIES
 from cas_zarr.tree.shards import TreeReader, iter_entries
 from cas_zarr.tree.table import Table
 from cas_zarr.tree.values import file_blocks
@@ -156,6 +157,8 @@ class _Work:
             if box is not None and ndim != len(box):
                 continue
             tree = ChunkTree(self.reader, ref, ndim)
+            if box is None and ref.embedded is None and ref.chunks <= MAX_ENTRIES:
+                self._pages([ref.cid])  # a single page has no other above it
             for table in self._tables(tree, box):
                 cids = [CidBytes(cid.tobytes()) for cid in table.cids]
                 self._values(list(map(Value, cids, table.sizes.tolist())))
@@ -177,12 +180,15 @@ class _Work:
         if self.tier is None or len(rows) == 0:
             return
         wanted = _is_leaf(rows) & (_share(tree, rows, box) >= _MOST)
-        cids = [CidBytes(cid.tobytes()) for cid in rows.cids[wanted]]
-        if cids:
+        self._pages([CidBytes(cid.tobytes()) for cid in rows.cids[wanted]])
+
+    def _pages(self, cids: Sequence[CidBytes]) -> None:
+        """Fetch pages that are not here, with all that they link."""
+        if self.tier is not None and cids:
             held = self.tier.local.has_many(cids)
-            cids = [cid for cid, here in zip(cids, held, strict=True) if not here]
-        if cids:
-            self.tier.fetch_below(cids, self.full)
+            missing = [cid for cid, here in zip(cids, held, strict=True) if not here]
+            if missing:
+                self.tier.fetch_below(missing, self.full)
 
     def _values(self, values: Sequence[Value]) -> None:
         batch: list[Value] = []
@@ -224,7 +230,7 @@ class _Work:
 
 def _is_leaf(rows: Table) -> NDArray[np.bool_]:
     """Tell which rows are pages of up to as many chunks as a leaf page has."""
-    return rows.counts <= 512
+    return rows.counts <= MAX_ENTRIES
 
 
 def _touching(tree: ChunkTree, rows: Table, box: Box | None) -> NDArray[np.bool_]:

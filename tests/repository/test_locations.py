@@ -331,3 +331,20 @@ def test_one_chunk_of_a_million_takes_five_round_trips(tmp_path: Path) -> None:
         x, y, z = (2 * int(side) for side in grid[123_456])
         assert array[x : x + 2, y : y + 2, z : z + 2].tobytes() == value
         assert len(server.taken()) <= 4
+
+
+def test_an_array_of_one_page_comes_with_one_request(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).random((16, 32))
+    with CASStore(tmp_path / "a.cas") as store:
+        group = zarr.open_group(store=store, mode="a")
+        group.create_array("a", data=data, chunks=(1, 2), compressors=None)
+        root = format_cid(store.flush().__bytes__())
+    with (
+        Repository.open(tmp_path / "a.cas") as source,
+        counting_gateway(source.blocks) as server,
+    ):
+        far = CASStore(f"ipfs://{root}", gateways=server.url, cache=False)
+        assert far.prefetch("a").chunks == 256
+        assert [form for form, _ in server.taken()] == ["raw", "car"]
+        assert np.array_equal(_array(far, "a")[:], data)
+        assert server.taken() == []
