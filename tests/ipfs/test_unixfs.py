@@ -26,7 +26,7 @@ from cas_zarr.repository.unixfsview import UnixfsView
 from cas_zarr.tree.directories import resolve_path
 from cas_zarr.tree.keys import DOCUMENTS
 
-BORDER = 5140  # files of four bytes whose directory has exactly 256 KiB
+BORDER = 5140  # files whose directory has exactly 256 KiB
 
 
 class NodeBlocks(ReadOnlyBlocks):
@@ -72,7 +72,7 @@ def profiled(kubo: Kubo, tmp_path_factory: pytest.TempPathFactory) -> Kubo:
 
 
 def made(n: int, function: HashFunction) -> tuple[str, int]:
-    contents = [b"%d" % i for i in range(n)]
+    contents = [b"%d" % (i % 10) for i in range(n)]
     names = [f"f{i:06d}" for i in range(n)]
     cids = b"".join(cid_of(RAW, function, data) for data in contents)
     *_, top = directory_blocks(names, cids, [len(data) for data in contents], function)
@@ -87,7 +87,7 @@ def test_a_directory_has_the_cid_that_kubo_gives_it(profiled: Kubo, n: int, tmp_
     folder = tmp_path / "d"
     folder.mkdir()
     for i in range(n):
-        (folder / f"f{i:06d}").write_bytes(b"%d" % i)
+        (folder / f"f{i:06d}").write_bytes(b"%d" % (i % 10))
     for function in (SHA256, BLAKE3):
         # not with --only-hash, which decides by another size of the directory
         options = ("--pin=false", f"--hash={function.name}")
@@ -200,7 +200,6 @@ def test_a_dataset_that_was_added_is_linked_and_read(
     held = CASMapping(TieredBlocks(mapping.blocks, [node]), root, read_only=True)
     with xr.open_zarr(CASStore(held), group="of/old", consolidated=False) as found:
         xr.testing.assert_identical(found.load(), data)
-    assert held.list_folder("of/old/t2m") is not None
 
 
 def test_what_is_linked_is_read_where_it_was_left(kubo: Kubo, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import { importer } from 'ipfs-unixfs-importer'
 
 const files = function * () {
   for (let i = 0; i < Number(process.argv[2]); i++) {
-    yield { path: `d/f${String(i).padStart(6, '0')}`, content: new TextEncoder().encode(String(i)) }
+    yield { path: `d/f${String(i).padStart(6, '0')}`, content: new TextEncoder().encode(String(i % 10)) }
   }
 }
 let last
