@@ -107,13 +107,15 @@ class WindowedIndex:
 
     def _framing(self, start: int) -> Iterator[IndexGroup]:
         source, size = self._source, self._source.size
-        at = start + index_codec(source.read_at(start, 10))[1]
-        codec = index_codec(source.read_at(start, 10))[0]
+        codec, width = index_codec(source.read_at(start, 10))
+        at = start + width
         if codec != MULTIHASH_INDEX_SORTED:
             raise FormatError(f"{source.name} has an index of codec 0x{codec:x}")
         codes = int.from_bytes(source.read_at(at, 4), "little")
         at += 4
         groups = 0
+        if codes > _MAX_GROUPS:
+            raise FormatError(f"the index of {source.name} claims {codes} hash functions")
         for _ in range(codes):
             head = source.read_at(at, 12)
             code, widths = (int.from_bytes(head[i:j], "little") for i, j in pairwise((0, 8, 12)))
@@ -163,4 +165,5 @@ def _find_in(window: bytes, digest: bytes) -> int | None:
     if i == count or digest_at(i) != digest:
         return None
     at = i * _RECORD + DIGEST_SIZE
-    return int.from_bytes(window[at : at + 8], "little")
+    offset = int.from_bytes(window[at : at + 8], "little")
+    return offset if offset < 1 << 63 else None  # no file is so large

@@ -22,6 +22,7 @@ from cas_zarr.cid import (
     ReadableCids,
     as_cid_bytes,
     codec_of,
+    decode_varint,
     format_cid,
 )
 from cas_zarr.codecs.car import CarReader
@@ -58,7 +59,7 @@ _FLUSH_BLOCKS = 1 << 14
 _FLUSH_BYTES = 256 << 20
 _ASK = 1024
 _ATTEMPTS = 20
-_IDENTITY = b"\x00"
+_IDENTITY = 0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -282,7 +283,7 @@ class _Taker:
 
 
 def _is_identity(cid: CidBytes) -> bool:
-    return cid[0] == 1 and cid[2:3] == _IDENTITY
+    return cid[0] == 1 and decode_varint(cid, decode_varint(cid, 1)[1])[0] == _IDENTITY
 
 
 # -- what the roots lead to ---------------------------------------------------------------------

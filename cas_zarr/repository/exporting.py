@@ -42,6 +42,7 @@ from cas_zarr.errors import (
     FormatError,
     InvalidArgumentError,
     NotFoundError,
+    StorageError,
 )
 from cas_zarr.repository.selection import Part, parse_part, part_blocks
 from cas_zarr.repository.subtrees import subtree_of
@@ -203,7 +204,14 @@ def export(
     plan = _history(repo, version, since) if history else _tree(repo, version, part, since)
     if isinstance(target, (str, os.PathLike)):
         return _to_path(plan, os.fspath(target), progress)
-    return _write(plan, target, progress)
+    try:
+        return _write(plan, target, progress)
+    except OSError as error:
+        if isinstance(error, (StorageError, BrokenPipeError)):  # the latter is the reader's choice
+            raise
+        raise disk.failure(
+            error, "write a car file", getattr(target, "name", "a stream")
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,7 +391,7 @@ def _to_path(plan: _Plan, path: str, progress: Progress | None) -> ExportReport:
     except BaseException as error:
         with suppress(OSError):
             disk.unlink(part)
-        if isinstance(error, OSError) and type(error).__module__ == "builtins":
+        if isinstance(error, OSError) and not isinstance(error, StorageError):
             raise disk.failure(error, "write a car file", path) from error
         raise
     return report

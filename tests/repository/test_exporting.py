@@ -6,6 +6,9 @@ import io
 import os
 import threading
 from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,7 @@ from cas_zarr.errors import (
     InvalidArgumentError,
     NotFoundError,
     ReadOnlyError,
+    RemoteError,
     StorageError,
     VersionNotFoundError,
 )
@@ -203,6 +207,15 @@ def test_a_full_disk_or_a_missing_block_leaves_what_was_there(
         export(repo, "main", path)
     assert path.read_bytes() == b"before"
     assert [one.name for one in tmp_path.iterdir()] == ["x.car"]
+
+
+def test_a_file_object_that_fails_is_told(repo: Repository, tmp_path: Path) -> None:
+    path = tmp_path / "x.car"
+    path.write_bytes(b"")
+    with path.open("rb") as file, pytest.raises(StorageError):
+        export(repo, "main", file)
+    with open("/dev/full", "r+b", buffering=0) as file, pytest.raises(StorageError, match="space"):
+        export(repo, "main", file)
 
 
 # -- differences --------------------------------------------------------------------------------
@@ -396,10 +409,35 @@ def test_an_import_goes_on_beside_a_collection(repo: Repository, tmp_path: Path)
     other = Repository.open(tmp_path / "other", create=True)
     import_car(other, path)  # garbage, as no ref leads to it
     beside = Repository.open(tmp_path / "other")
-    beside.gc()  # condemned, and deleted after a grace time
+    assert beside.gc().condemned_blocks
     import_car(other, path, branch="main")
-    beside.gc()
+    assert beside.gc(grace=timedelta(0)).deleted_blocks == 0
     assert contents(Repository.open(tmp_path / "other")) == contents(repo)
+
+
+def test_a_car_is_imported_from_a_server(repo: Repository, tmp_path: Path) -> None:
+    export(repo, "main", tmp_path / "x.car")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_address[1]}/x.car"
+        other = Repository.memory()
+        report = import_car(other, url, branch="main")
+        with pytest.raises(RemoteError, match=r"none\.car answered with status 404"):
+            import_car(other, url.replace("x.car", "none.car"), branch="new")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert report.source == url
+    assert next(iter(other.log("main"))).commit.message == "import x.car"
+    assert contents(other) == contents(repo)
 
 
 def test_a_read_only_repository_and_what_is_no_car_are_refused(tmp_path: Path) -> None:
@@ -425,6 +463,25 @@ def test_errors_name_what_is_missing(repo: Repository) -> None:
     with pytest.raises(CasZarrError, match="2 blocks that it leads to are missing") as caught:
         import_car(Repository.memory(), stream)
     assert any(format_cid(cid) in str(caught.value) for cid in gone)
+
+
+def test_a_block_that_is_its_own_cid_is_passed_over(repo: Repository) -> None:
+    root = repo.resolve("main").root
+    stream = io.BytesIO()
+    export(repo, "main", stream)
+    stream.seek(0)
+    with CarReader(stream) as car:
+        blocks = list(car)
+    stream = io.BytesIO()
+    writer = CarWriter(stream, [root])
+    for prefix in (b"\x01\x55", b"\x01\xa9\x02"):
+        writer.put(CidBytes(prefix + b"\x00\x02hi"), b"hi")
+    for cid, data in blocks:
+        writer.put(cid, data)
+    writer.finish()
+    stream.seek(0)
+    report = import_car(Repository.memory(), stream, branch="main")
+    assert report.blocks == len(blocks)
 
 
 def test_progress_is_told(repo: Repository, tmp_path: Path) -> None:
