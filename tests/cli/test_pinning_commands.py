@@ -118,7 +118,12 @@ def test_nothing_was_published(weather: Path, command: Command, done: Command) -
     assert "known to have been published" in told.err
 
 
-def test_an_upload_to_nobody(weather: Path, command: Command) -> None:
-    told = command("upload", weather, "--to", "http://127.0.0.1:1")
+def test_an_upload_that_is_refused(
+    weather: Path, service: Pinning, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAS_ZARR_IPFS_TOKEN", "wr0ng")
+    told = command("upload", weather, "--to", service.url)
     assert told.code == 1
-    assert "127.0.0.1:1" in told.err
+    assert "give the token" in told.err
+    assert "wr0ng" not in told.err
+    assert service.asked[0].startswith("POST /api/api/v0/dag/import")

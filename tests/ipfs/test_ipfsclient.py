@@ -22,6 +22,7 @@ from cas_zarr.errors import (
     CorruptBlockError,
     InvalidArgumentError,
     RemoteError,
+    StorageError,
 )
 
 ipfshttpclient = pytest.importorskip("ipfshttpclient")
@@ -117,12 +118,15 @@ def test_a_broken_car(node: ClientNode, block: tuple[CidBytes, bytes]) -> None:
     with pytest.raises(RemoteError, match="refuses the import of a car"):
         node.import_car(car((cid, data + b"!")))
 
-    def torn() -> Iterator[bytes]:
-        yield from car((cid, data))
-        raise CorruptBlockError("block of mine is damaged")
+    for failure in (CorruptBlockError("block of mine is damaged"), StorageError("disk of mine")):
 
-    with pytest.raises(CorruptBlockError, match="of mine"):
-        node.import_car(torn())
+        def torn(failure: Exception = failure) -> Iterator[bytes]:
+            yield from car((cid, data))
+            raise failure
+
+        with pytest.raises(type(failure), match="of mine") as caught:
+            node.import_car(torn())
+        assert caught.value is failure  # not what the client makes of an OSError
 
 
 def test_keys_and_names(node: ClientNode, block: tuple[CidBytes, bytes]) -> None:
