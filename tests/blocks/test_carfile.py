@@ -62,6 +62,7 @@ class Server(ThreadingHTTPServer):
         self.etag = '"one"'
         self.ranges = True
         self.cut = False
+        self.conditions = True
         self.asked: list[str | None] = []
 
     def handle_error(self, *_: object) -> None:
@@ -82,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         server.asked.append(wanted)
         data, status = server.data, 200
-        known = self.headers.get("If-Range") in (None, server.etag)
+        known = not server.conditions or self.headers.get("If-Range") in (None, server.etag)
         if wanted is not None and server.ranges and known:
             first, last = (int(number) for number in wanted[6:].split("-"))
             data, status = server.data[first : last + 1], 206
@@ -429,8 +430,8 @@ def test_a_server_without_ranges_is_told(server: Server, tmp_path: Path) -> None
 def test_a_file_that_is_replaced_is_noticed(server: Server, tmp_path: Path) -> None:
     data = write_car(tmp_path / "x.car", BLOCKS).read_bytes()
     last = list(BLOCKS)[-40]
-    for other in (data, data + b"x"):
-        server.data, server.etag = data, '"one"'
+    for other, conditions in ((data, True), (data + b"x", True), (data, False)):
+        server.data, server.etag, server.conditions = data, '"one"', conditions
         with CarBlocks(server.url) as car:
             server.data, server.etag = other, '"two"'
             with pytest.raises(RemoteError, match="was replaced"):
