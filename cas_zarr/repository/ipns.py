@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["NameAnswer", "publish_name", "resolve_ipns", "resolve_name"]
 
 _RECORD_TYPE = "application/vnd.ipfs.ipns-record"
+_PATIENCE = 60.0  # seconds for the answer of one gateway: a slow one must not hold up the rest
 _MAX_PATH = 4096
 _MAX_STEPS = 8  # names that lead to names
 _DOMAIN = re.compile(
@@ -240,6 +241,7 @@ class _Resolver:
             f"{gateway}/ipns/{name}?format=ipns-record",
             headers={"accept": _RECORD_TYPE},
             limit=MAX_RECORD_BYTES,
+            total=_PATIENCE,
         )
         _refuse(gateway, f"ipns name {name}", answer.status)
         kind = answer.headers.get("content-type", "").partition(";")[0].strip()
@@ -260,6 +262,7 @@ class _Resolver:
                     "HEAD",
                     f"{gateway}/ipns/{domain}?format=raw",
                     headers={"accept": "application/vnd.ipld.raw"},
+                    total=_PATIENCE,
                 )
                 _refuse(gateway, f"domain {domain!r}", answer.status)
                 roots = answer.headers.get("x-ipfs-roots", "")
