@@ -66,10 +66,10 @@ def _build_kubo(target: Path) -> None:
         print(f"building Kubo {KUBO} with Go, once: this takes some minutes", file=sys.stderr)
         package = "github.com/ipfs/kubo/cmd/ipfs"
         _do(
-            [go, "build", "-mod=readonly", "-trimpath", "-o", str(folder / target.name), package],
+            [go, "build", "-mod=readonly", "-o", str(folder / target.name), package],
             HERE / "kubo",
             # a workspace around the checkout would change what is built
-            {"GOWORK": "off", "GOFLAGS": "-buildvcs=false", "CGO_ENABLED": "0"},
+            {"GOWORK": "off", "GOFLAGS": "-buildvcs=false"},
         )
 
 
