@@ -284,8 +284,9 @@ class LocalBlocks(CollectableBlocks):
     def has_many(self, cids: Sequence[CidLike]) -> Sequence[bool]:
         """Tell for each of many blocks whether it is held."""
         keys = [checked(cid)[-KEY_SIZE:] for cid in cids]
+        known = list(self._folder.packs)
         flags = [found is not None for found in self._find_many_here(keys)]
-        if not all(flags) and self._look_again():
+        if not all(flags) and (self._look_again() or list(self._folder.packs) != known):
             flags = [found is not None for found in self._find_many_here(keys)]
         return flags
 
@@ -383,11 +384,12 @@ class LocalBlocks(CollectableBlocks):
         if found is not None:
             return found
         for _ in range(_ATTEMPTS):
-            if not self._look_again():
-                break
-            found = self._find_here(key)
+            news = self._look_again()
+            found = self._find_here(key)  # news or not: another thread may have had them first
             if found is not None:
                 return found
+            if not news:
+                break
         for writer in self._inherited:
             offset = writer.find(key)
             if offset is not None:

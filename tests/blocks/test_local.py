@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from cas_zarr.blocks.local import LocalBlocks
-from cas_zarr.cid import BLAKE3, RAW, SHA256, cid_of
+from cas_zarr.cid import BLAKE3, RAW, SHA256, CidBytes, cid_of
 from cas_zarr.testing import BlockStoreSuite, CollectableBlocksSuite
+from cas_zarr.testing.blocks import sample_blocks
 
 
 class TestLocalBlocks(BlockStoreSuite):
@@ -41,3 +44,22 @@ def test_an_array_of_multihashes_is_looked_for_as_one_by_one(tmp_path: Path) -> 
         held = LocalBlocks(tmp_path).has_array(keys).tolist()
         assert held == [n % 4 in (0, 2) for n in range(len(some))]
         assert store.has_array(keys).tolist() == [n % 4 != 3 for n in range(len(some))]
+
+
+def test_threads_that_miss_at_once_all_learn_of_a_new_pack(tmp_path: Path) -> None:
+    barrier = threading.Barrier(8)
+    with (
+        LocalBlocks(tmp_path / "p", create=True) as writer,
+        LocalBlocks(tmp_path / "p") as reader,
+        ThreadPoolExecutor(8) as pool,
+    ):
+
+        def read(cid: CidBytes) -> bytes:
+            barrier.wait()
+            return reader.get(cid)
+
+        for seed in range(60):
+            ((cid, data),) = sample_blocks(1, seed).items()
+            writer.put(cid, data)
+            writer.flush()
+            assert list(pool.map(read, [cid] * 8)) == [data] * 8
