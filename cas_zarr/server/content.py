@@ -27,6 +27,7 @@ from cas_zarr.cid import (
     codec_of,
     format_cid,
 )
+from cas_zarr.codecs.unixfsdir import decode_directory, position
 from cas_zarr.consolidated import Consolidation, is_composed
 from cas_zarr.errors import FormatError, InvalidKeyError, NotFoundError
 from cas_zarr.mapping import CASMapping
@@ -190,7 +191,13 @@ def follow(
     for _ in range(_MAX_NAMES + 1):  # a link at a time
         codec = codec_of(cid)
         if codec in (DAG_PB, RAW) or not names:
-            return _unixfs(blocks, cid, names)
+            try:
+                return _unixfs(blocks, cid, names)
+            except (FormatError, NotFoundError):  # a dataset or a document may lie in a directory
+                if not names:
+                    raise
+            cid, names = _named(blocks, cid, names[0]), names[1:]
+            continue
         value = decode_block(cid, get_block(blocks, cid))
         if codec == DAG_JSON and _is_root(value):
             key = "/".join(names)
@@ -215,6 +222,24 @@ def _unixfs(blocks: BlockStore, cid: CidBytes, names: Sequence[str]) -> Target:
             raise
         return _block(blocks, cid)
     return Target(entry.kind, entry.cid, entry.size, format_cid(entry.cid))
+
+
+def _named(blocks: BlockStore, cid: CidBytes, name: str) -> CidBytes:
+    """Return what has a name in a directory, whatever it is."""
+    node = decode_directory(get_block(blocks, cid))
+    fanout, level = node.fanout, 0
+    while True:
+        place = position(name, level, fanout) if fanout else 0
+        for entry in node.entries:
+            if entry.name == name:
+                return entry.cid
+            if fanout and entry.name is None and entry.place == place:
+                node, level = decode_directory(get_block(blocks, entry.cid)), level + 1
+                break
+        else:
+            raise NotFoundError(f"there is no {name[:200]!r} in {format_cid(cid)}")
+        if node.fanout != fanout:
+            raise FormatError(f"the shards of {format_cid(cid)} do not fit together")
 
 
 def _block(blocks: BlockStore, cid: CidBytes) -> Target:

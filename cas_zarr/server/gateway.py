@@ -62,6 +62,7 @@ MUTABLE: Final = "public, max-age=2"
 MAX_PATH: Final = 4096
 _PIECE: Final = 1 << 18
 _MAX_FILENAME = 200
+_PLAIN: Final = {0x200: "application/json", 0x51: "application/cbor"}  # bytes, as raw ones are
 
 _log = logging.getLogger("cas_zarr.server")
 
@@ -269,7 +270,9 @@ class Gateway:
             return self._directory(asked, target, names, wanted, headers)
         name = names[-1] if names else ""
         codec = codec_of(target.block)
-        if target.kind == "block":
+        if target.kind == "block" and codec in _PLAIN:
+            headers["Content-Type"] = _PLAIN[codec]
+        elif target.kind == "block":
             label: dict[int, Format] = {DAG_JSON: "dag-json", DAG_CBOR: "dag-cbor"}
             own = label.get(codec)
             fits = wanted in ("any", "html", own) or (wanted == "json" and own == "dag-json")

@@ -10,8 +10,21 @@ from typing import Any
 import pytest
 from served import Served, broken_parent
 
-from cas_zarr.cid import DAG_CBOR, DAG_PB, codec_of, format_cid, matches, to_cid
+from cas_zarr.cid import (
+    DAG_CBOR,
+    DAG_PB,
+    SHA256,
+    CidBytes,
+    as_cid_bytes,
+    cid_of,
+    codec_of,
+    format_cid,
+    matches,
+    to_cid,
+)
+from cas_zarr.cid import RAW as RAW_CODEC
 from cas_zarr.codecs.car import CarReader
+from cas_zarr.codecs.dagpb import PBLink, PBNode, encode
 from cas_zarr.errors import FormatError
 from cas_zarr.tree.walk import reachable
 
@@ -408,3 +421,26 @@ def test_a_car_that_was_cut_off_is_no_car(served: Served) -> None:
     whole = served.get(f"/ipfs/{served.root}?format=car").body
     with pytest.raises(FormatError):
         blocks_in(whole[:-1])
+
+
+def test_plain_json_and_what_is_not_unixfs_in_a_directory(served: Served) -> None:
+    data = b'{"a": 1}'
+    plain = CidBytes(b"\x01\x80\x04\x12\x20" + SHA256.digest(data))
+    served.repo.blocks.put(cid_of(RAW_CODEC, SHA256, data), data)
+    names, root = ["data", "plain"], as_cid_bytes(served.root)
+    directory = encode(
+        PBNode(
+            b"\x08\x01",
+            tuple(PBLink(cid, name, 1) for name, cid in zip(names, (root, plain), strict=True)),
+        )
+    )
+    cid = cid_of(DAG_PB, SHA256, directory)
+    served.repo.blocks.put(cid, directory)
+    served.repo.blocks.flush()
+    found = served.get(f"/ipfs/{format_cid(cid)}/plain")
+    assert (found.body, found.headers["content-type"]) == (data, "application/json")
+    assert served.get(f"/ipfs/{format_cid(cid)}/data/t2m/c/0/0").body == (
+        served.get("/zarr/main/t2m/c/0/0").body
+    )
+    car = served.get(f"/ipfs/{format_cid(cid)}/data?format=car&dag-scope=block").body
+    assert blocks_in(car)[1] == [cid, root]
