@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -186,3 +188,33 @@ def test_two_places_behind_each_other_come_to_an_end() -> None:
     for ask in (store.get, lambda cid: store.get_many([one, cid])):
         with pytest.raises(BlockNotFoundError):
             ask(three)
+
+
+class Slow(Counting):
+    """A place that is far away."""
+
+    remote = True
+
+    def _read(self, cid: CidBytes) -> bytes | None:
+        time.sleep(0.05)
+        return super()._read(cid)
+
+    def _has(self, cid: CidBytes) -> bool:
+        raise AssertionError(f"{format_cid(cid)} was asked for before it was read")
+
+
+def test_a_far_place_is_asked_once_for_each_block_and_never_whether_it_has_it() -> None:
+    blocks = sample_blocks(8)
+    place = Slow()
+    place.put_many(blocks.items())
+    store = TieredBlocks(MemoryBlocks(), [place])
+    assert store.remote
+    cid = next(iter(blocks))
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(store.get, [cid] * 8)) == [blocks[cid]] * 8
+    assert place.reads == [cid]
+    missing = cid_of(RAW, BLAKE3, b"nowhere")
+    assert store.get_held([*blocks, missing]) == blocks
+    assert sorted(place.reads) == sorted([*blocks, missing])
+    assert list(store.get_many(list(blocks))) == list(blocks.values())
+    assert len(place.reads) == 9
