@@ -37,6 +37,13 @@ from cas_zarr.cli.history import (
 )
 from cas_zarr.cli.importing import import_command
 from cas_zarr.cli.output import printable
+from cas_zarr.cli.pinning import (
+    pin_command,
+    resolve_command,
+    unpublish_command,
+    upload_command,
+)
+from cas_zarr.cli.publishing import publish_command
 from cas_zarr.cli.reading import (
     cat_root_command,
     cid_command,
@@ -97,8 +104,13 @@ for entry in (
     fetch_command,
     pull_command,
     push_command,
+    publish_command,
     export_command,
     gateway_command,
+    unpublish_command,
+    resolve_command,
+    pin_command,
+    upload_command,
     gc_command,
     expire_command,
     repack_command,

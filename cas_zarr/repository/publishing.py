@@ -9,7 +9,7 @@ next one. The pin at the end lets the node itself go through all that it has to 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -25,8 +25,9 @@ from cas_zarr.errors import (
     RemoteError,
 )
 from cas_zarr.repository.published import Published, note_published, published_at
-from cas_zarr.repository.sending import Progress, Sent, send
+from cas_zarr.repository.sending import Outgoing, Progress, Sent, send
 from cas_zarr.repository.versions import CUT, Commits
+from cas_zarr.tree.anchor import Anchor, anchor_of
 from cas_zarr.tree.node import Root
 from cas_zarr.tree.shards import TreeReader
 from cas_zarr.tree.upward import Has, upward
@@ -226,24 +227,50 @@ class _Work:
 
     def publish(self, cid: CidBytes, kind: str) -> None:
         """Send and pin a root or a commit."""
+        anchor = self._anchor(cid, kind)
         self.made.append(Published(cid, kind, self.path, self.name))
-        if self.node.is_pinned(cid):
+        if anchor.cid != cid:
+            self.made.append(Published(anchor.cid, "anchor", self.path, self.name))
+        if self.node.is_pinned(anchor.cid) and (anchor.cid == cid or self.node.is_pinned(cid)):
             return
-        since = self._since(cid, kind)
+        since, old_anchor = self._since(cid, kind)
+        self._send(self._blocks_of(cid, kind, since, self._has, anchor))
+        if not self._pin(anchor.cid, old_anchor):
+            # It lost blocks whose parents it kept: nothing that it says of them can be relied on.
+            self._send(self._blocks_of(cid, kind, None, None, anchor))
+            self._pin_all(anchor.cid)
+        if anchor.cid != cid:
+            self._pin_all(cid)
+
+    def _blocks_of(
+        self, cid: CidBytes, kind: str, since: CidBytes | None, has: Has | None, anchor: Anchor
+    ) -> Iterator[Outgoing]:
+        here = self.repo.blocks
+        if since is not None and not here.has(since):
+            since = None
         if kind == "commit":
-            self._send(self._history(cid, since, self._has))
+            yield from self._history(cid, since, has)
         else:
-            here = None if since is None or not self.repo.blocks.has(since) else since
-            old = None if here is None else self.repo.blocks
-            self._send(upward(self.blocks, cid, since=here, since_blocks=old, has=self._has))
-        if self._pin(cid, since):
-            return
-        # The node lost blocks whose parents it kept: nothing that it says of them can be relied on.
-        if kind == "commit":
-            self._send(self._history(cid, None, None))
-        else:
-            self._send(upward(self.blocks, cid))
-        self._pin_all(cid)
+            yield from upward(self.blocks, cid, since=since, since_blocks=here, has=has)
+        had: set[CidBytes] = set()
+        if since is not None:
+            had = {one for one, _ in self._anchor(since, kind).blocks}
+        yield from (block for block in anchor.blocks if block[0] not in had)
+
+    def _anchor(self, cid: CidBytes, kind: str) -> Anchor:
+        if kind != "commit":
+            return anchor_of(self.blocks, cid)
+        commits = Commits(self.blocks, self.repo.refs)
+        anchors: dict[CidBytes, Anchor] = {}
+        blocks: dict[CidBytes, bytes] = {}
+        for one in _parents_first(commits, cid):
+            above = (anchors[parent].cid for parent in commits.parents(one))
+            differ = [own for own in above if own not in anchors]
+            anchors[one] = anchor_of(
+                self.blocks, commits.read(one).root, commit=one, parents=differ
+            )
+            blocks.update(anchors[one].blocks)
+        return Anchor(anchors[cid].cid, list(blocks.items()))
 
     def publish_view(self, root: CidBytes) -> CidBytes:
         """Send and pin the directory over a root that was published; return its CID."""
@@ -254,7 +281,7 @@ class _Work:
         self.made.append(Published(cid, "unixfs", self.path, self.name))
         if self.node.is_pinned(cid):
             return cid
-        since = self._since(cid, "unixfs")
+        _, since = self._since(cid, "unixfs")
         # What lies in the repository is part of the root, which the node has whole.
         self._send(block for block in view.blocks(self._has) if block[1] is not None)
         if not self._pin(cid, since):
@@ -267,17 +294,22 @@ class _Work:
     def _has(self, cid: CidBytes) -> bool:
         return self.node.block_size(cid) is not None
 
-    def _since(self, cid: CidBytes, kind: str) -> CidBytes | None:
-        """Return what was published before, if the node still has it pinned."""
+    def _since(self, cid: CidBytes, kind: str) -> tuple[CidBytes | None, CidBytes | None]:
+        """Return what was published before and is still held there, and the pin that holds it."""
         entries = published_at(self.repo.refs, self.node.location).entries
         alike = [one for one in reversed(entries) if one.kind == kind and one.cid != cid]
         alike.sort(key=lambda one: one.path != self.path)  # of the same part first
-        for one in alike[:_CANDIDATES]:
-            if self.node.is_pinned(one.cid):
-                return one.cid
-        if kind == "root" and not self.path:
-            return self._pinned_root()
-        return None
+        candidates = [one.cid for one in alike[:_CANDIDATES]]
+        if not candidates and kind == "root" and not self.path:
+            candidates = [one for one in [self._pinned_root()] if one is not None]
+        for one in candidates:
+            try:
+                anchor = one if kind == "unixfs" else self._anchor(one, kind).cid
+            except BlockNotFoundError:  # collected here since then
+                continue
+            if self.node.is_pinned(anchor):
+                return one, anchor
+        return None, None
 
     def _pinned_root(self) -> CidBytes | None:
         """Return a root that is pinned there and is here, too; the newest of main's if possible."""
@@ -301,7 +333,7 @@ class _Work:
 
     # -- sending and pinning ------------------------------------------------------------------
 
-    def _send(self, outgoing: Any) -> None:
+    def _send(self, outgoing: Iterable[Outgoing]) -> None:
         before = self.sent
         progress = self.progress
         if progress is not None and before.blocks:

@@ -265,12 +265,14 @@ class _Upward:
             if self.has is not None and waiting and waiting[0] == row and row > until:
                 part = [waiting[i] for i in range(min(_ASKED, len(waiting)))]
                 until = part[-1]
-                cids = list(dict.fromkeys(CidBytes(rows.cids[one].tobytes()) for one in part))
+                found = dict.fromkeys(CidBytes(rows.cids[one].tobytes()) for one in part)
+                cids = [one for one in found if one not in self.recent]
                 answers = map_ordered(self.has, cids)
                 held = {one for one, there in zip(cids, answers, strict=True) if there}
             if waiting and waiting[0] == row:
                 waiting.popleft()
                 if cid in held:
+                    self._once(cid)
                     continue
             yield from self._value(Value(cid, size), before.get(row), asked=True)
 
