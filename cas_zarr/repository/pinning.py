@@ -22,8 +22,6 @@ from cas_zarr.errors import (
     NotFoundError,
     RemoteError,
 )
-from cas_zarr.repository.published import list_places
-from cas_zarr.tree.anchor import anchor_of
 
 if TYPE_CHECKING:
     from cas_zarr.blocks.http import HttpClient, Response
@@ -376,14 +374,12 @@ def pin_remote(
     service : PinningService
         It fetches the blocks itself: they must be on a node that it can reach.
     version : str, bytes or CID
-        A version expression; its root is pinned, or where it has one its anchor
-        (`cas_zarr.tree.anchor`), which links the root and what a pin of it alone would leave.
+        A version expression; its root is pinned.
     name : str
         Name of the pin. If the service has pins of another CID under it, the newest of them is
         replaced; without a name one is added.
     history : bool
-        Pin the commit, and with it all commits and roots before it, instead of the root. It must
-        have been published so.
+        Pin the commit, and with it all commits and roots before it, instead of the root.
     origins : sequence of str
         Addresses of nodes that have the blocks.
     meta : mapping of str to str, optional
@@ -405,11 +401,11 @@ def pin_remote(
     """
     found = repo.resolve(version)
     if not history:
-        cid = anchor_of(repo.blocks, found.root).cid
+        cid = found.root
     elif found.commit is None:
         raise InvalidArgumentError(f"{found.name!r} is a root, and a root has no history")
     else:
-        cid = _published_history(repo, found.commit)
+        cid = found.commit
     pin = _held(service, cid, name)
     if pin is None:
         old = next(service.list(name=name), None) if name else None
@@ -425,19 +421,6 @@ def pin_remote(
     if timeout is None:
         return pin
     return service.wait(pin.request_id, timeout=timeout, progress=progress)
-
-
-def _published_history(repo: Repository, commit: CidBytes) -> CidBytes:
-    """Return what a publication has pinned for a commit with its history: it, or its anchor."""
-    for place in list_places(repo.refs):
-        for number, one in enumerate(place.entries, 1):
-            if (one.cid, one.kind) == (commit, "commit"):
-                behind = place.entries[number : number + 1]
-                return behind[0].cid if behind and behind[0].kind == "anchor" else commit
-    raise InvalidArgumentError(
-        f"commit {format_cid(commit)} was not published with its history from {repo.location}; "
-        "publish it to a node with history=True first, from which the service can fetch it"
-    )
 
 
 def _held(service: PinningService, cid: CidBytes, name: str) -> RemotePin | None:

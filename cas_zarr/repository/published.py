@@ -27,7 +27,7 @@ __all__ = [
 
 PLACE_TYPE = "cas-zarr/published"
 PLACE_VERSION = 1
-KINDS = ("root", "commit", "unixfs", "anchor")
+KINDS = ("root", "commit", "unixfs")
 
 _MOST = 1000  # publications that a place is remembered to have, the newest
 _FIELDS = {"cid", "kind", "path", "name"}
@@ -42,8 +42,7 @@ class Published(ReadableCids):
     cid : CidBytes
         What was pinned.
     kind : str
-        "root", "commit" (with its history), "unixfs" (a view) or "anchor" (see
-        `cas_zarr.tree.anchor`) of the entry before.
+        "root", "commit" (with its history) or "unixfs" (a view).
     path : str
         The group or array that it is of; "" for the whole dataset.
     name : str

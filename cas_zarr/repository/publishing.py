@@ -27,7 +27,6 @@ from cas_zarr.errors import (
 from cas_zarr.repository.published import Published, note_published, published_at
 from cas_zarr.repository.sending import Outgoing, Progress, Sent, send
 from cas_zarr.repository.versions import CUT, Commits
-from cas_zarr.tree.anchor import Anchor, anchor_of
 from cas_zarr.tree.node import Root
 from cas_zarr.tree.shards import TreeReader
 from cas_zarr.tree.upward import Has, upward
@@ -227,50 +226,25 @@ class _Work:
 
     def publish(self, cid: CidBytes, kind: str) -> None:
         """Send and pin a root or a commit."""
-        anchor = self._anchor(cid, kind)
         self.made.append(Published(cid, kind, self.path, self.name))
-        if anchor.cid != cid:
-            self.made.append(Published(anchor.cid, "anchor", self.path, self.name))
-        if self.node.is_pinned(anchor.cid) and (anchor.cid == cid or self.node.is_pinned(cid)):
+        if self.node.is_pinned(cid):
             return
-        since, old_anchor = self._since(cid, kind)
-        self._send(self._blocks_of(cid, kind, since, self._has, anchor))
-        if not self._pin(anchor.cid, old_anchor):
+        since = self._since(cid, kind)
+        self._send(self._blocks_of(cid, kind, since, self._has))
+        if not self._pin(cid, since):
             # It lost blocks whose parents it kept: nothing that it says of them can be relied on.
-            self._send(self._blocks_of(cid, kind, None, None, anchor))
-            self._pin_all(anchor.cid)
-        if anchor.cid != cid:
+            self._send(self._blocks_of(cid, kind, None, None))
             self._pin_all(cid)
 
     def _blocks_of(
-        self, cid: CidBytes, kind: str, since: CidBytes | None, has: Has | None, anchor: Anchor
+        self, cid: CidBytes, kind: str, since: CidBytes | None, has: Has | None
     ) -> Iterator[Outgoing]:
         here = self.repo.blocks
         if since is not None and not here.has(since):
             since = None
         if kind == "commit":
-            yield from self._history(cid, since, has)
-        else:
-            yield from upward(self.blocks, cid, since=since, since_blocks=here, has=has)
-        had: set[CidBytes] = set()
-        if since is not None:
-            had = {one for one, _ in self._anchor(since, kind).blocks}
-        yield from (block for block in anchor.blocks if block[0] not in had)
-
-    def _anchor(self, cid: CidBytes, kind: str) -> Anchor:
-        if kind != "commit":
-            return anchor_of(self.blocks, cid)
-        commits = Commits(self.blocks, self.repo.refs)
-        anchors: dict[CidBytes, Anchor] = {}
-        blocks: dict[CidBytes, bytes] = {}
-        for one in _parents_first(commits, cid):
-            above = (anchors[parent].cid for parent in commits.parents(one))
-            differ = [own for own in above if own not in anchors]
-            anchors[one] = anchor_of(
-                self.blocks, commits.read(one).root, commit=one, parents=differ
-            )
-            blocks.update(anchors[one].blocks)
-        return Anchor(anchors[cid].cid, list(blocks.items()))
+            return self._history(cid, since, has)
+        return upward(self.blocks, cid, since=since, since_blocks=here, has=has)
 
     def publish_view(self, root: CidBytes) -> CidBytes:
         """Send and pin the directory over a root that was published; return its CID."""
@@ -281,7 +255,7 @@ class _Work:
         self.made.append(Published(cid, "unixfs", self.path, self.name))
         if self.node.is_pinned(cid):
             return cid
-        _, since = self._since(cid, "unixfs")
+        since = self._since(cid, "unixfs")
         # What lies in the repository is part of the root, which the node has whole.
         self._send(block for block in view.blocks(self._has) if block[1] is not None)
         if not self._pin(cid, since):
@@ -294,22 +268,15 @@ class _Work:
     def _has(self, cid: CidBytes) -> bool:
         return self.node.block_size(cid) is not None
 
-    def _since(self, cid: CidBytes, kind: str) -> tuple[CidBytes | None, CidBytes | None]:
-        """Return what was published before and is still held there, and the pin that holds it."""
+    def _since(self, cid: CidBytes, kind: str) -> CidBytes | None:
+        """Return what was published before and is still pinned there."""
         entries = published_at(self.repo.refs, self.node.location).entries
         alike = [one for one in reversed(entries) if one.kind == kind and one.cid != cid]
         alike.sort(key=lambda one: one.path != self.path)  # of the same part first
         candidates = [one.cid for one in alike[:_CANDIDATES]]
         if not candidates and kind == "root" and not self.path:
             candidates = [one for one in [self._pinned_root()] if one is not None]
-        for one in candidates:
-            try:
-                anchor = one if kind == "unixfs" else self._anchor(one, kind).cid
-            except BlockNotFoundError:  # collected here since then
-                continue
-            if self.node.is_pinned(anchor):
-                return one, anchor
-        return None, None
+        return next((one for one in candidates if self.node.is_pinned(one)), None)
 
     def _pinned_root(self) -> CidBytes | None:
         """Return a root that is pinned there and is here, too; the newest of main's if possible."""

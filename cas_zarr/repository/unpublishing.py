@@ -6,7 +6,7 @@ pin leads to any more goes when the node collects its garbage, and whoever else 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,10 +105,10 @@ def unpublish(
     entries = published_at(repo.refs, node.location).entries
     chosen: list[Published] = []
     if version is not None:
-        chosen = _with_anchors(entries, lambda one: _of_version(repo, version, one))
+        chosen = [one for one in entries if _of_version(repo, version, one)]
     elif entries:
         alive = _Alive(repo, _live(repo))
-        chosen = _with_anchors(entries, lambda one: not alive.holds(one))
+        chosen = [one for one in entries if not alive.holds(one)]
     if version is not None and not chosen:
         raise NotFoundError(
             f"nothing of {version!r} is known to have been published to {node.location}; give the "
@@ -126,21 +126,6 @@ def unpublish(
         forget_published(repo.refs, node.location, [one.cid for one in (*gone, *foreign)])
     kept = len(entries) - len(chosen)
     return UnpublishReport(node.location, unpinned, gone, foreign, kept, dry_run)
-
-
-def _with_anchors(
-    entries: Sequence[Published], is_chosen: Callable[[Published], bool]
-) -> list[Published]:
-    """Return the publications that are chosen, each with the anchor that was pinned with it."""
-    chosen: list[Published] = []
-    for before, one in zip((None, *entries), entries, strict=False):
-        if one.kind == "anchor":  # it stands behind what it is of
-            taken = before is not None and bool(chosen) and chosen[-1] == before
-        else:
-            taken = is_chosen(one)
-        if taken:
-            chosen.append(one)
-    return chosen
 
 
 class _Alive:

@@ -29,7 +29,7 @@ class UploadReport(ReadableCids):
     Attributes
     ----------
     cid : CidBytes
-        The root. The service was told to pin it, and its anchor (`cas_zarr.tree.anchor`).
+        The root, which the service was told to pin.
     blocks, size : int
         What was sent; `size` in bytes.
     location : str
@@ -81,7 +81,6 @@ def upload_car(
     """
     from cas_zarr.blocks.kubo import KuboNode
     from cas_zarr.repository.publishing import subtree_document
-    from cas_zarr.tree.anchor import anchor_of
     from cas_zarr.tree.upward import upward
 
     if not isinstance(to, str):
@@ -104,7 +103,5 @@ def upload_car(
     below = (cid for cid in upward(blocks, root, since=old) if cid != root)
     sent = send(node, blocks, below, progress=progress, upload=node.import_car)
     # The root comes in a car of its own: before it the service lacks what it would have to pin.
-    anchor = anchor_of(blocks, root)
-    roots = dict.fromkeys((root, anchor.cid))
-    last = send(node, blocks, [root, *anchor.blocks], upload=pinning, roots=tuple(roots))
+    last = send(node, blocks, [root], upload=pinning, roots=(root,))
     return UploadReport(root, sent.blocks + last.blocks, sent.size + last.size, node.location)

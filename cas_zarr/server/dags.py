@@ -36,7 +36,6 @@ MAX_BLOCKS: Final = 100_000_000
 _BATCH: Final = 8  # leaves that are read together
 _RAW: Final = bytes([1, RAW])
 _LEVELS: Final = 160
-_TREE: Final = {"top", "chunks", "bytes"}
 
 
 class Recorder(ReadOnlyBlocks):
@@ -91,8 +90,7 @@ def decode_block(cid: CidBytes, data: bytes) -> Any:
 def links_of(cid: CidBytes, data: bytes) -> list[CidBytes]:
     """Return the CIDs that a block links, in the order in which they stand there.
 
-    A block of a codec that is not known here links nothing. Of a dataset's documents the pages
-    that are embedded as bytes count, too: no general tool sees the links in them.
+    A block of a codec that is not known here links nothing.
 
     Raises
     ------
@@ -113,19 +111,8 @@ def links_of(cid: CidBytes, data: bytes) -> list[CidBytes]:
         elif isinstance(value, list):
             pending.extend(reversed(value))
         elif isinstance(value, dict):
-            top = value.get("top")
-            if codec == DAG_JSON and isinstance(top, bytes) and set(value) == _TREE:
-                pending.append(_embedded(top))
             pending.extend(reversed(list(value.values())))
     return found
-
-
-def _embedded(data: bytes) -> Any:
-    """Return the value of a page that stands in a document; None where it is no such thing."""
-    try:
-        return dagcbor.decode(data, max_depth=_LEVELS)
-    except FormatError:
-        return None
 
 
 def dag_blocks(

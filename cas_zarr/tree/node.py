@@ -18,6 +18,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final, TypeAlias
 
@@ -37,7 +38,7 @@ from cas_zarr.cid import (
     hash_by_name,
     hash_of,
 )
-from cas_zarr.codecs import dagjson
+from cas_zarr.codecs import dagcbor, dagjson
 from cas_zarr.errors import FormatError, InvalidCIDError
 from cas_zarr.tree.chunktree import EMBED_LIMIT, TreeRef, Value, embedded_ref
 from cas_zarr.tree.keys import DOCUMENTS, OWNERS, check_segment, parse_form
@@ -283,10 +284,16 @@ def _map_text(entries: Any) -> str:
 
 def _tree_text(tree: TreeRef) -> str:
     if tree.embedded is None:
-        top = f'"{format_cid(tree.cid)}"'
+        top = f'{{"/":"{format_cid(tree.cid)}"}}'
     else:
-        top = f'{{"bytes":"{b64encode(tree.embedded).decode().rstrip("=")}"}}'
-    return f'{{"bytes":{tree.size},"chunks":{tree.chunks},"top":{{"/":{top}}}}}'
+        top = _page_text(tree.embedded)
+    return f'{{"bytes":{tree.size},"chunks":{tree.chunks},"top":{top}}}'
+
+
+@lru_cache(1024)
+def _page_text(page: bytes) -> str:
+    """Return the DAG-JSON of an embedded page: so every IPLD tool sees the links in it."""
+    return dagjson.encode(dagcbor.decode(page)).decode()
 
 
 # -- checks of what was decoded -------------------------------------------------------------
@@ -363,10 +370,11 @@ def _tree(form: str, value: Any) -> TreeRef:
     chunks, size = _number(members, "chunks"), _number(members, "bytes")
     if chunks == 0:
         raise FormatError("a chunk tree without chunks is stored; what is empty is left out")
-    if isinstance(top, bytes):
-        if len(top) > EMBED_LIMIT:
-            raise FormatError(f"a page of {len(top)} bytes is embedded; at most {EMBED_LIMIT} are")
-        return embedded_ref(top, chunks, size)
+    if isinstance(top, dict):
+        page = dagcbor.encode(top)
+        if len(page) > EMBED_LIMIT:
+            raise FormatError(f"a page of {len(page)} bytes is embedded; at most {EMBED_LIMIT} are")
+        return embedded_ref(page, chunks, size)
     return TreeRef(_link(top, DAG_CBOR), chunks, size)
 
 

@@ -17,7 +17,6 @@ from servers.pinning import TOKEN, Pinning, serve_pinning
 from cas_zarr import Repository
 from cas_zarr.cid import format_cid
 from cas_zarr.codecs.ipns import IpnsRecord, encode_record, name_of
-from cas_zarr.tree.anchor import anchor_of
 
 KEY = Ed25519PrivateKey.generate()
 NAME = str(name_of(KEY.public_key().public_bytes_raw()))
@@ -66,7 +65,7 @@ def test_pin(
 ) -> None:
     monkeypatch.delenv("CAS_ZARR_PINNING_TOKEN", raising=False)
     with Repository.open(weather) as repo:
-        cid = format_cid(anchor_of(repo.blocks, repo.resolve("main").root).cid)
+        cid = format_cid(repo.resolve("main").root)
     token = tmp_path / "token"
     token.write_text(TOKEN + "\n")
     options = ("--service", service.url, "--token-file", token)

@@ -89,8 +89,8 @@ class Dataset:
 
     def tree_items(self, path: str, form: str, tree: Any) -> Iterator[tuple[str, bytes]]:
         kind, ndim = form.rstrip("0123456789"), int(form.lstrip("c./") or 0)
-        top = tree["top"]["/"]
-        page = unbase64(top["bytes"]) if isinstance(top, dict) else self.block(top)
+        top = tree["top"]
+        page = cbor(self.block(top["/"])) if "/" in top else plain(top)
         chunks = list(self.page_items(page, 0, None))
         assert len(chunks) == tree["chunks"]
         assert sum(size for _, _, size in chunks) == tree["bytes"]
@@ -104,9 +104,8 @@ class Dataset:
             yield path + name, self.value(cid, size)
 
     def page_items(
-        self, data: bytes, low: int, level: int | None
+        self, page: dict[str, Any], low: int, level: int | None
     ) -> Iterator[tuple[int, str, int]]:
-        page = cbor(data)
         assert page["type"] == "cas-zarr/page"
         assert page["version"] == 1
         assert level is None or page["level"] == level
@@ -116,7 +115,8 @@ class Dataset:
             if page["level"] == 0:
                 yield low + code, link, size
             else:
-                yield from self.page_items(self.block(link), low + code, page["level"] - 1)
+                child = cbor(self.block(link))
+                yield from self.page_items(child, low + code, page["level"] - 1)
 
 
 def signed_by(block: bytes) -> bytes | None:
@@ -134,6 +134,17 @@ def signed_by(block: bytes) -> bytes | None:
     except InvalidSignature:
         return None
     return bytes(signature[:32])
+
+
+def plain(page: dict[str, Any]) -> dict[str, Any]:
+    """Return a page that stands in a document as if it had been a block."""
+    out: dict[str, Any] = {}
+    for name, value in page.items():
+        if isinstance(value, list):
+            out[name] = [link["/"] for link in value]
+        else:
+            out[name] = unbase64(value["/"]["bytes"]) if isinstance(value, dict) else value
+    return out
 
 
 def unbase64(text: str) -> bytes:

@@ -26,7 +26,6 @@ from cas_zarr.repository.published import list_places, published_at
 from cas_zarr.repository.publishing import publish
 from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.session import Session
-from cas_zarr.tree.anchor import anchor_of
 from cas_zarr.tree.walk import reachable
 
 
@@ -65,10 +64,9 @@ def test_a_version_arrives_whole_is_pinned_and_costs_nothing_again(
     assert report.pinned
     assert there(kubo, repo, report.cid)
     blocks = {cid for _, cid in reachable(repo.blocks, report.root)}
-    anchor = anchor_of(repo.blocks, report.root)
-    assert report.blocks == len(blocks) + len(anchor.blocks)
+    assert report.blocks == len(blocks)
     size = sum(repo.blocks.size(cid) for cid in blocks)
-    assert report.size == size + sum(len(data) for _, data in anchor.blocks)
+    assert report.size == size
     assert told[-1] == (report.blocks, report.size)
     assert f"{format_cid(report.cid)} recursive" in kubo.run("pin", "ls", "--type=recursive")
     again = publish(repo, to=kubo.rpc)
@@ -147,7 +145,7 @@ def test_a_view_of_files_shares_the_chunks_and_has_a_name(kubo: Kubo, repo: Repo
     names = {pin.cid: pin.name for pin in KuboNode(kubo.rpc).pins()}
     assert names[report.cid] == "weather"
     kinds = {one.kind for one in published_at(repo.refs, kubo.rpc).entries}
-    assert kinds == {"root", "anchor", "unixfs"}
+    assert kinds == {"root", "unixfs"}
 
 
 def test_what_the_node_lost_below_a_page_is_sent_again(kubo: Kubo, repo: Repository) -> None:

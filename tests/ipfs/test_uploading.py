@@ -18,7 +18,6 @@ from cas_zarr.blocks.http import HttpClient
 from cas_zarr.blocks.kubo import KuboNode
 from cas_zarr.errors import BlockNotFoundError, RemoteError
 from cas_zarr.repository.uploading import upload_car
-from cas_zarr.tree.anchor import anchor_of
 from cas_zarr.tree.walk import reachable
 
 TOKEN = "s3cret"
@@ -79,19 +78,17 @@ def test_a_version_arrives_and_is_pinned(kubo: Kubo, repo: Repository) -> None: 
     node = KuboNode(kubo.rpc)
     root = repo.resolve("main~1").root
     everything = {cid for _, cid in reachable(repo.blocks, root)}
-    anchor = anchor_of(repo.blocks, root)
     with import_only(kubo.rpc) as (url, asked):
         done = upload_car(repo, "main~1", to=url, token=TOKEN)
         assert (done.cid, done.location) == (root, url)
-        assert done.blocks == len(everything) + len(anchor.blocks)
+        assert done.blocks == len(everything)
         assert node.is_pinned(root)
-        assert node.is_pinned(anchor.cid)
         assert len(asked) == 2
         kubo.run("repo", "gc", "-q")
         assert all(node.block_size(cid) for cid in everything)
         newer = upload_car(repo, to=url, token=TOKEN, since="main~1")
         assert node.is_pinned(newer.cid)
-        assert newer.blocks == 4  # a chunk, the document with its page inside, page and anchor
+        assert newer.blocks == 2  # a chunk, the document with its page inside
         part = upload_car(repo, to=url + "/api/v0", token=TOKEN, path="a", since="main~1")
         assert node.is_pinned(part.cid)
         assert part.cid != newer.cid

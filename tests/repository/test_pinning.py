@@ -14,8 +14,6 @@ from cas_zarr import Repository
 from cas_zarr.cid import BLAKE3, RAW, CidBytes, cid_of, format_cid
 from cas_zarr.errors import InvalidArgumentError, NotFoundError, RemoteError
 from cas_zarr.repository.pinning import PinningService, pin_remote
-from cas_zarr.repository.published import Published, note_published
-from cas_zarr.tree.anchor import anchor_of
 
 
 def cid(text: str) -> CidBytes:
@@ -169,7 +167,7 @@ def test_a_version_is_pinned_once(
     server: Pinning, service: PinningService, repo: Repository
 ) -> None:
     first, second = (
-        anchor_of(repo.blocks, repo.resolve(one).root).cid for one in ("main~1", "main")
+        repo.resolve(one).root for one in ("main~1", "main")
     )
     pin = pin_remote(repo, service, "main~1", name="weather", timeout=10)
     assert (pin.cid, pin.state) == (first, "pinned")
@@ -181,19 +179,9 @@ def test_a_version_is_pinned_once(
     assert len(server.pins) == 2
 
 
-def test_a_history_is_pinned_as_it_was_published(service: PinningService, repo: Repository) -> None:
+def test_a_history_is_pinned_by_its_commit(service: PinningService, repo: Repository) -> None:
     found = repo.resolve("main")
-    assert found.commit is not None
-    with pytest.raises(InvalidArgumentError, match="publish it to a node with history=True"):
-        pin_remote(repo, service, history=True)
-    note_published(repo.refs, "http://a", [Published(found.commit, "commit")])
     assert pin_remote(repo, service, history=True).cid == found.commit
-    note_published(
-        repo.refs,
-        "http://a",
-        [Published(found.commit, "commit"), Published(cid("anchor"), "anchor")],
-    )
-    assert pin_remote(repo, service, history=True).cid == cid("anchor")
     with pytest.raises(InvalidArgumentError, match="no history"):
         pin_remote(repo, service, format_cid(found.root), history=True)
 

@@ -39,21 +39,10 @@ function * links (value) {
   if (cid != null) {
     yield cid
   } else if (value instanceof Uint8Array) {
-    // a page within a root is read as the page that it would be as a block
-    if (value.length > 0) yield * embedded(value)
+    // bytes link nothing
   } else if (value != null && typeof value === 'object') {
     for (const child of Object.values(value)) yield * links(child)
   }
-}
-
-function * embedded (bytes) {
-  let value
-  try {
-    value = dagCbor.decode(bytes)
-  } catch {
-    return // bytes of another kind
-  }
-  if (typeof value === 'object') yield * links(value)
 }
 
 const actions = {
