@@ -78,7 +78,7 @@ test-middle:
 	@echo "skipped: Python 3.12 was not found"
 else
 test-middle: .venv-3.12/test
-	.venv-3.12/bin/python $(PYTEST) -m "not slow" --ignore tests/interop/test_xarray.py
+	.venv-3.12/bin/python $(PYTEST) -m "not slow" --ignore tests/ipfs --ignore tests/interop/test_xarray.py
 endif
 
 # The lower bounds that pyproject.toml states, and the first zarr that the store supports; of other
@@ -88,7 +88,7 @@ test-oldest test-zarr2:
 	@echo "skipped: Python 3.11 was not found"
 else
 test-oldest: .venv-oldest/test
-	.venv-oldest/bin/python $(PYTEST) -m "not slow" --ignore-glob 'tests/interop/test_[!z]*.py'
+	.venv-oldest/bin/python $(PYTEST) -m "not slow" --ignore tests/ipfs --ignore-glob 'tests/interop/test_[!z]*.py'
 
 test-zarr2: .venv-zarr2/test
 	.venv-zarr2/bin/python -m pytest tests/interop/test_zarr2.py $(wildcard tests/test_mapping.py)
@@ -134,7 +134,8 @@ define LOWER_BOUNDS
 import re, tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 optional = project["optional-dependencies"]
-for line in project["dependencies"] + optional["cli"] + optional["sign"] + optional["plot"]:
+extras = ("cli", "gateway", "ipfs", "plot", "sign")
+for line in sum((optional[name] for name in extras), project["dependencies"]):
     name, bound = re.match(r"([\w-]+)(?:\[\w+\])?>=([\w.]+)", line).groups()
     print(f"{name}=={'3.1.0' if name == 'zarr' else bound}")
 endef

@@ -7,20 +7,26 @@ from collections.abc import Collection, Iterator
 
 from cas_zarr.cid import CidBytes, CidLike
 from cas_zarr.errors import InvalidArgumentError
+from cas_zarr.repository.applying import import_car
 from cas_zarr.repository.base import RepositoryBase
 from cas_zarr.repository.diffing import Change, compare, empty_place, place_of, same
 from cas_zarr.repository.expiring import expire
+from cas_zarr.repository.exporting import export
 from cas_zarr.repository.gc import collect, repack
 from cas_zarr.repository.history import LogEntry, log
 from cas_zarr.repository.merging import cherry_pick, merge, rebase, revert
 from cas_zarr.repository.moving import guarded, move_tag, rename_branch, reset
 from cas_zarr.repository.names import check_name
+from cas_zarr.repository.pinning import pin_remote
 from cas_zarr.repository.proof import prove
+from cas_zarr.repository.publishing import publish
 from cas_zarr.repository.refs import Branch, RefMove, Tag
 from cas_zarr.repository.remotes import add_remote, list_remotes, remove_remote
 from cas_zarr.repository.repair import repair
 from cas_zarr.repository.session import Session, close_sessions
 from cas_zarr.repository.sync import clone, fetch, fetch_paths, pull, push
+from cas_zarr.repository.unpublishing import unpublish
+from cas_zarr.repository.uploading import upload_car
 from cas_zarr.repository.verify import Progress, VerifyReport, verify
 from cas_zarr.repository.versions import not_found
 
@@ -171,6 +177,15 @@ class Repository(RepositoryBase):
     pull = pull
     push = push
     fetch_paths = fetch_paths
+    export = export
+    import_car = import_car
+
+    # -- IPFS -----------------------------------------------------------------------------------
+
+    publish = publish
+    unpublish = unpublish
+    upload_car = upload_car
+    pin_remote = pin_remote
 
     # -- cleaning -------------------------------------------------------------------------------
 
