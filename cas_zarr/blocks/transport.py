@@ -160,9 +160,9 @@ def parse_url(url: str) -> tuple[Address, str]:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname
     except ValueError:
-        parts = port = host = None
+        host = None
     # A line break that got into a request would be a second request.
-    if parts is None or not host or any(ord(each) <= 32 or ord(each) >= 127 for each in url):
+    if not host or any(ord(each) <= 32 or ord(each) >= 127 for each in url):
         raise InvalidArgumentError(
             f"{url[:_SHOWN]!r} is no url; give one like http://127.0.0.1:8080/path, quoted"
         )

@@ -226,11 +226,10 @@ class _Work:
 
     def publish(self, cid: CidBytes, kind: str) -> None:
         """Send and pin a root or a commit."""
-        self.made.append(Published(cid, kind, self.path, self.name))
-        if self.node.is_pinned(cid):
+        if self._is_done(cid, kind):
             return
         since = self._since(cid, kind)
-        self._send(self._blocks_of(cid, kind, since, self._has))
+        self._send(self._blocks_of(cid, kind, None if since is None else since.cid, self._has))
         if not self._pin(cid, since):
             # It lost blocks whose parents it kept: nothing that it says of them can be relied on.
             self._send(self._blocks_of(cid, kind, None, None))
@@ -252,8 +251,7 @@ class _Work:
 
         view = UnixfsView(self.blocks, root)
         cid = view.cid
-        self.made.append(Published(cid, "unixfs", self.path, self.name))
-        if self.node.is_pinned(cid):
+        if self._is_done(cid, "unixfs"):
             return cid
         since = self._since(cid, "unixfs")
         # What lies in the repository is part of the root, which the node has whole.
@@ -265,26 +263,41 @@ class _Work:
 
     # -- what the node has --------------------------------------------------------------------
 
+    def _is_done(self, cid: CidBytes, kind: str) -> bool:
+        """Tell whether it is pinned already, and note it as published.
+
+        A pin that no publication is known to have made is somebody else's, and is not noted.
+        """
+        pinned = self.node.is_pinned(cid)
+        known = next((one for one in self._known() if (one.cid, one.kind) == (cid, kind)), None)
+        if not pinned:
+            self.made.append(Published(cid, kind, self.path, self.name))
+        elif known is not None:
+            self.made.append(known)
+        return pinned
+
+    def _known(self) -> tuple[Published, ...]:
+        return published_at(self.repo.refs, self.node.location).entries
+
     def _has(self, cid: CidBytes) -> bool:
         return self.node.block_size(cid) is not None
 
-    def _since(self, cid: CidBytes, kind: str) -> CidBytes | None:
+    def _since(self, cid: CidBytes, kind: str) -> Published | None:
         """Return what was published before and is still pinned there."""
-        entries = published_at(self.repo.refs, self.node.location).entries
-        alike = [one for one in reversed(entries) if one.kind == kind and one.cid != cid]
+        alike = [one for one in reversed(self._known()) if one.kind == kind and one.cid != cid]
         alike.sort(key=lambda one: one.path != self.path)  # of the same part first
-        candidates = [one.cid for one in alike[:_CANDIDATES]]
-        if not candidates and kind == "root" and not self.path:
-            candidates = [one for one in [self._pinned_root()] if one is not None]
-        return next((one for one in candidates if self.node.is_pinned(one)), None)
+        found = next((one for one in alike[:_CANDIDATES] if self.node.is_pinned(one.cid)), None)
+        if not alike and kind == "root" and not self.path:
+            return self._pinned_root()
+        return found
 
-    def _pinned_root(self) -> CidBytes | None:
+    def _pinned_root(self) -> Published | None:
         """Return a root that is pinned there and is here, too; the newest of main's if possible."""
         held = self.repo.blocks
-        pinned = {one.cid for one in self.node.pins() if codec_of(one.cid) == DAG_JSON}
-        pinned = {cid for cid in pinned if held.has(cid)}
+        pins = (one for one in self.node.pins() if codec_of(one.cid) == DAG_JSON)
+        pinned = {one.cid: Published(one.cid, name=one.name) for one in pins if held.has(one.cid)}
         if len(pinned) < 2:
-            return next(iter(pinned), None)
+            return next(iter(pinned.values()), None)
         commits = Commits(held, self.repo.refs)
         tips = (record.commit for record in self.repo.branches().values())
         queue = deque(tip for tip in tips if tip is not None)
@@ -292,11 +305,11 @@ class _Work:
         while queue and len(seen) < _ANCESTORS:
             commit = queue.popleft()
             if (root := commits.read(commit).root) in pinned:
-                return root
+                return pinned[root]
             ahead = [one for one in commits.parents(commit) if one not in seen]
             seen.update(ahead)
             queue.extend(ahead)
-        return next(iter(pinned))
+        return next(iter(pinned.values()))
 
     # -- sending and pinning ------------------------------------------------------------------
 
@@ -312,15 +325,13 @@ class _Work:
         sent = send(self.node, self.blocks, outgoing, progress=progress)
         self.sent = Sent(before.blocks + sent.blocks, before.size + sent.size)
 
-    def _pin(self, cid: CidBytes, since: CidBytes | None) -> bool:
+    def _pin(self, cid: CidBytes, since: Published | None) -> bool:
         """Pin what was sent; False if the node lacks a block of it."""
         try:
-            if since is None:
+            if since is None or since.name != self.name:  # an update takes the name over
                 self.node.pin_add(cid, name=self.name)
             else:
-                self.node.pin_update(since, cid)
-                if self.name:
-                    self.node.pin_add(cid, name=self.name)
+                self.node.pin_update(since.cid, cid)
         except BlockNotFoundError:
             return False
         return self._verified(cid)

@@ -79,7 +79,7 @@ def test_a_version_arrives_whole_is_pinned_and_costs_nothing_again(
 def test_one_changed_chunk_costs_a_path_of_pages(
     kubo: Kubo, repo: Repository, recorded: bool
 ) -> None:
-    session = filled(repo, 3000, seed=5)
+    session = filled(repo, 3000, seed=5 + recorded)  # a root that the node does not have
     session.commit("first")
     publish(repo, to=kubo.rpc)
     if not recorded:
