@@ -20,10 +20,11 @@ from urllib.parse import quote
 from cas_zarr.blocks.base import MAX_BLOCK_SIZE, checked
 from cas_zarr.blocks.carstream import Car, blocks_of
 from cas_zarr.blocks.health import Budget, Health, health_of, in_order
-from cas_zarr.blocks.hedging import Flights, Race, map_waiting
+from cas_zarr.blocks.hedging import Flights, Race
 from cas_zarr.blocks.http import HttpClient, Response, Watch, retry_after
 from cas_zarr.blocks.readonly import ReadOnlyBlocks
 from cas_zarr.blocks.transport import parse_url
+from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import BytesLike, CidBytes, CidLike, as_cid_bytes, format_cid, matches
 from cas_zarr.errors import (
     BlockNotFoundError,
@@ -301,7 +302,10 @@ class GatewayBlocks(ReadOnlyBlocks):
             raise CorruptBlockError(
                 f"block {cid} did not come from {self.location}: {told}; give another gateway"
             )
-        raise RemoteError(f"block {cid} did not come from {self.location}: {told}")
+        raise RemoteError(
+            f"block {cid} did not come from {self.location}: {told}; try again, or give another "
+            "gateway"
+        )
 
     def _not_found(self, cid: CidBytes) -> BlockNotFoundError:
         return BlockNotFoundError(

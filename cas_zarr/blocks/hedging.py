@@ -12,23 +12,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
 from cas_zarr.blocks.health import Budget, Health
 from cas_zarr.blocks.transport import Watch
 
-__all__ = ["Flights", "Race", "map_waiting"]
-
-PARALLEL = 32
-"""How many requests wait for servers at once in this process, for `map_waiting`."""
+__all__ = ["Flights", "Race"]
 
 _T = TypeVar("_T")
-_R = TypeVar("_R")
-
-_pool: ThreadPoolExecutor | None = None
-_pool_pid = 0
-_pool_lock = threading.Lock()
 
 
 class Race(Generic[_T]):
@@ -176,53 +167,3 @@ class Flights(Generic[_T]):
                 self._under_way.pop(key, None)
             mine.done.set()
         return mine.answer
-
-
-def map_waiting(function: Callable[[_T], _R], items: list[_T], *, parallel: int) -> list[_R]:
-    """Apply a function that waits for servers to every item, in threads, results in order.
-
-    An exception is raised after all calls that began have ended. `function` must not call this.
-    """
-    threads = min(parallel, PARALLEL, len(items))
-    results: list[_R | None] = [None] * len(items)
-    left = iter(range(len(items)))
-    lock = threading.Lock()
-    failed = threading.Event()
-
-    def work() -> None:
-        while not failed.is_set():
-            with lock:
-                row = next(left, None)
-            if row is None:
-                return
-            try:
-                results[row] = function(items[row])
-            except BaseException:
-                failed.set()
-                raise
-
-    helpers = []
-    try:
-        for _ in range(threads - 1):
-            helpers.append(_executor().submit(work))
-    except RuntimeError:  # the interpreter is exiting: the caller does what is left
-        pass
-    try:
-        work()
-    finally:
-        wait(helpers)
-    for helper in helpers:
-        helper.result()
-    return results  # type: ignore[return-value]
-
-
-def _executor() -> ThreadPoolExecutor:
-    global _pool, _pool_pid, _pool_lock
-    pid = os.getpid()
-    if _pool_pid != pid:
-        _pool_lock = threading.Lock()  # its holder may not have come along
-        _pool, _pool_pid = None, pid
-    with _pool_lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="cas-zarr-web")
-        return _pool

@@ -39,12 +39,14 @@ def waiting_pool(name: str) -> Executor:
     return pool
 
 
-def map_waiting(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
-    """Apply `function` to every item, up to `WAITERS` at once, and give the results in order.
+def map_waiting(
+    function: Callable[[_T], _R], items: Sequence[_T], *, parallel: int = WAITERS
+) -> list[_R]:
+    """Apply `function` to every item, up to `parallel` at once, and give the results in order.
 
     After an exception nothing new begins; it is raised when what began has ended.
     """
-    threads = min(WAITERS, len(items))
+    threads = min(parallel, WAITERS, len(items))
     if threads < 2 or getattr(_inside, "nested", False):
         return [function(item) for item in items]
     results: list[Any] = [None] * len(items)

@@ -1,0 +1,369 @@
+"""Gateways that are honest, and those that are not: nothing wrong gets through, all is bounded."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+from servers.lying import LIES, LyingGateway
+
+from cas_zarr.blocks import health
+from cas_zarr.blocks.base import MAX_BLOCK_SIZE
+from cas_zarr.blocks.gateway import GatewayBlocks
+from cas_zarr.blocks.http import HttpClient
+from cas_zarr.cid import (
+    BLAKE3,
+    DAG_CBOR,
+    DAG_PB,
+    RAW,
+    SHA256,
+    CidBytes,
+    Link,
+    cid_of,
+    digest_of,
+    format_cid,
+)
+from cas_zarr.codecs import dagcbor
+from cas_zarr.errors import (
+    BlockNotFoundError,
+    CorruptBlockError,
+    InvalidArgumentError,
+    InvalidCIDError,
+    ReadOnlyError,
+    RemoteError,
+)
+from cas_zarr.testing.blocks import sample_blocks
+
+DATA = random.Random(5).randbytes(3000)
+CID = cid_of(RAW, BLAKE3, DATA)
+CARS = {"foreign car", "short car", "truncated car", "wrong car"}
+BLOCK_LIES = sorted(LIES.keys() - CARS)
+
+Start = Callable[..., LyingGateway]
+
+
+@pytest.fixture
+def gateway() -> Iterator[Start]:
+    """Start gateways that end with the test."""
+    with ExitStack() as stack:
+
+        def start(*args: object, **options: object) -> LyingGateway:
+            return stack.enter_context(LyingGateway(*args, **options))  # type: ignore[arg-type]
+
+        yield start
+
+
+def opened(*gateways: LyingGateway, **options: float) -> GatewayBlocks:
+    return GatewayBlocks([each.url for each in gateways], **options)  # type: ignore[arg-type]
+
+
+# -- honest -----------------------------------------------------------------------------------
+
+
+def test_blocks_come_verified_and_connections_are_kept(gateway: Start) -> None:
+    sizes = (0, 1, 1000, 70_000, 1 << 20, MAX_BLOCK_SIZE)
+    contents = [random.Random(size).randbytes(size) for size in sizes]
+    blocks = {cid_of(RAW, how, data): data for data in contents for how in (BLAKE3, SHA256)}
+    server = gateway(blocks)
+    with opened(server) as store:
+        for cid, data in blocks.items():
+            assert store.get(cid) == data
+            assert store.has(cid)
+            assert store.size(cid) == len(data)
+            out = bytearray(len(data))
+            store.read_into(cid, memoryview(out))
+            assert out == data
+    assert server.connections == 1
+    asked = server.requests[0]
+    assert asked.target == f"/ipfs/{format_cid(next(iter(blocks)))}?format=raw"
+    assert asked.headers["accept"] == "application/vnd.ipld.raw"
+    assert asked.headers["accept-encoding"] == "identity"
+
+
+def test_many_blocks_come_in_order_many_at_once(gateway: Start) -> None:
+    blocks = sample_blocks(96)
+    server = gateway(blocks, delay=0.1)
+    cids = list(blocks) + list(blocks)[:5]
+    with opened(server) as store:
+        began = time.monotonic()
+        assert list(store.get_many(cids)) == [*blocks.values(), *list(blocks.values())[:5]]
+        assert time.monotonic() - began < 96 * 0.1 / 4
+        assert len(server.requests) == 96  # a CID that was wanted twice is asked for once
+        missing = cid_of(RAW, BLAKE3, b"missing")
+        assert list(store.has_many([missing, *cids[:3]])) == [False, True, True, True]
+        with pytest.raises(BlockNotFoundError, match=format_cid(missing)):
+            store.get_many([*cids[:40], missing])
+        assert list(store.get_many([])) == []
+
+
+def test_what_no_gateway_has_is_not_found(gateway: Start) -> None:
+    first, second = gateway(), gateway()
+    with opened(first, second) as store:
+        with pytest.raises(BlockNotFoundError, match=format_cid(CID)) as caught:
+            store.get(CID)
+        assert first.url in str(caught.value)
+        assert second.url in str(caught.value)
+        assert not store.has(CID)
+        with pytest.raises(BlockNotFoundError):
+            store.size(CID)
+        with pytest.raises(BlockNotFoundError):
+            store.read_into(CID, memoryview(bytearray(5)))
+        with pytest.raises(ReadOnlyError):
+            store.put(CID, DATA)
+        with pytest.raises(ReadOnlyError):
+            store.delete(CID)
+        assert list(store.list()) == []
+        with pytest.raises(InvalidCIDError):
+            store.get(CidBytes(b"\x01\x55\x00\x01x"))
+
+
+def test_a_cid_of_version_0_is_asked_for_as_version_1(gateway: Start) -> None:
+    data = b"\x0a\x00"
+    newer = cid_of(DAG_PB, SHA256, data)
+    server = gateway({newer: data})
+    with opened(server) as store:
+        assert store.get(CidBytes(b"\x12\x20" + digest_of(newer))) == data
+    assert format_cid(newer) in server.requests[0].target
+
+
+def test_threads_that_want_one_block_ask_once(gateway: Start) -> None:
+    server = gateway({CID: DATA}, delay=0.3)
+    with opened(server) as store, ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(store.get, [CID] * 12)) == [DATA] * 12
+        assert len(server.requests) == 1
+        assert store.get(CID) == DATA
+        assert len(server.requests) == 2
+
+
+def test_a_child_has_connections_of_its_own(
+    gateway: Start, forked: Callable[[Callable[[], object]], int]
+) -> None:
+    server = gateway(sample_blocks(8))
+    cids = list(server.blocks)
+    with opened(server) as store:
+        store.get(cids[0])
+
+        def child() -> None:
+            assert list(store.get_many(cids)) == list(server.blocks.values())
+
+        assert forked(child) == 0
+        before = server.connections
+        assert before > 1
+        assert store.get(cids[1]) == server.blocks[cids[1]]
+        assert server.connections == before
+
+
+# -- not honest -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lie", BLOCK_LIES)
+def test_of_a_gateway_that_lies_nothing_is_accepted(gateway: Start, lie: str) -> None:
+    server = gateway({CID: DATA}, lie)
+    began = time.monotonic()
+    tracemalloc.start()
+    with opened(server, timeout=2.0) as store:
+        with pytest.raises((RemoteError, CorruptBlockError)) as caught:
+            store.get(CID)
+        peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert time.monotonic() - began < 4
+    assert peak < 48 << 20  # the server is in this process, with a bomb of 32 MiB
+    told = str(caught.value)
+    assert server.url in told
+    assert format_cid(CID) in told
+    assert any(word in told for word in ("check", "give", "try", "trust", "use", "within"))
+    assert server.sent < 32 << 20
+
+
+@pytest.mark.parametrize("lie", BLOCK_LIES)
+def test_beside_a_gateway_that_lies_the_next_one_is_asked(gateway: Start, lie: str) -> None:
+    liar, honest = gateway({CID: DATA}, lie), gateway({CID: DATA})
+    began = time.monotonic()
+    with opened(liar, honest, timeout=10.0) as store:
+        assert store.get(CID) == DATA
+        assert liar.requests
+        assert list(store.get_many([CID])) == [DATA]
+        assert store.has(CID)
+    assert time.monotonic() - began < 4
+
+
+def test_bytes_that_are_wrong_are_told_from_an_answer_that_fails(gateway: Start) -> None:
+    wrong, broken = gateway({CID: DATA}, "wrong"), gateway({CID: DATA}, "broken")
+    with opened(wrong) as store, pytest.raises(CorruptBlockError, match="not the block"):
+        store.get(CID)
+    with opened(broken) as store, pytest.raises(RemoteError, match="500"):
+        store.get(CID)
+    with opened(wrong, gateway()) as store, pytest.raises(CorruptBlockError):
+        store.read_into(CID, memoryview(bytearray(len(DATA))))
+
+
+def test_a_gateway_that_fails_for_a_moment_is_asked_again(gateway: Start) -> None:
+    for lie in ("broken", "closes", "truncated", "busy"):
+        server = gateway({CID: DATA}, lie, times=1)
+        began = time.monotonic()
+        with opened(server) as store:
+            assert store.get(CID) == DATA
+        assert len(server.requests) == 2
+        assert (time.monotonic() - began > 0.9) == (lie == "busy")  # as it asked
+
+
+def test_a_gateway_that_asks_for_an_hour_is_left_alone(gateway: Start) -> None:
+    server = gateway({CID: DATA}, "busy for long", times=1)
+    with opened(server) as store:
+        for _ in range(3):
+            with pytest.raises(RemoteError, match=r"left alone for 3\d\d\d s"):
+                store.get(CID)
+    with opened(server) as store, pytest.raises(RemoteError):  # as other stores know
+        store.get(CID)
+    assert len(server.requests) == 1
+
+
+def test_a_silent_gateway_is_overtaken_and_asked_last(gateway: Start) -> None:
+    silent, honest = gateway({CID: DATA}, "silent"), gateway(sample_blocks(20) | {CID: DATA})
+    with opened(silent, honest) as store:
+        began = time.monotonic()
+        assert store.get(CID) == DATA
+        first = time.monotonic() - began
+        assert health.FIRST_CONTACT - 0.1 < first < health.FIRST_CONTACT + 1
+        began = time.monotonic()
+        for cid in honest.blocks:
+            store.get(cid)
+        assert time.monotonic() - began < 1
+    assert len(silent.requests) == 1
+    with opened(silent, honest, hedge=False, timeout=1.5) as store:
+        assert store.get(CID) == DATA
+
+
+def test_slow_gateways_are_not_all_asked_twice(gateway: Start) -> None:
+    blocks = sample_blocks(300)
+    first, second = gateway(blocks), gateway(blocks)
+    with opened(first, second) as store:
+        store.get_many(list(blocks))
+        first.delay = second.delay = 0.4
+        store.get_many(list(blocks))
+    assert len(first.requests) + len(second.requests) <= 600 + 30 + 16
+
+
+def test_local_and_quick_gateways_are_asked_first(gateway: Start) -> None:
+    slow, quick = gateway({CID: DATA}, delay=0.15), gateway({CID: DATA})
+    for server in (slow, quick):
+        with opened(server) as store:
+            store.get(CID)
+    with opened(slow, quick) as store:
+        for _ in range(5):
+            store.get(CID)
+    assert len(slow.requests) == 1
+    far, near = health.Health("http://192.0.2.1"), health.Health("http://127.0.0.1:1")
+    assert health.in_order([far, near]) == [near, far]
+    near.failed(time.monotonic())
+    assert health.in_order([near, far]) == [far, near]
+
+
+def test_failures_side_by_side_count_once() -> None:
+    server = health.Health("http://192.0.2.7")
+    began = time.monotonic()
+    for _ in range(40):
+        server.failed(began)
+    assert server.doubtful
+    time.sleep(0.3)
+    assert not server.doubtful
+
+
+def test_a_block_has_a_deadline_whatever_gateways_do(gateway: Start) -> None:
+    servers = [gateway({CID: DATA}, lie) for lie in ("silent", "trickle", "trickling head")]
+    with opened(*servers, timeout=1.5) as store:
+        began = time.monotonic()
+        with pytest.raises(RemoteError, match=format_cid(CID)):
+            store.get(CID)
+        assert time.monotonic() - began < 2.5
+    threads = [each for each in threading.enumerate() if each.name == "cas-zarr-hedge"]
+    for each in threads:
+        each.join(3)
+        assert not each.is_alive()
+
+
+def test_addresses_that_are_none_are_refused() -> None:
+    for url in ("", "ftp://x", "127.0.0.1:8080", "http://{cid}.ipfs.host", "http://h/?a=b",
+                "http://u:secret@host", "http://h/ipfs/{cid}/{cid}", "http://h/a b"):  # fmt: skip
+        with pytest.raises(InvalidArgumentError) as caught:
+            GatewayBlocks(url)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(InvalidArgumentError):
+        GatewayBlocks([])
+    store = GatewayBlocks(["http://localhost:80/", "https://h/ipfs", "https://h/x/ipfs/{cid}"])
+    assert store.urls == (
+        "http://127.0.0.1:80/ipfs/{cid}",
+        "https://h/ipfs/{cid}",
+        "https://h/x/ipfs/{cid}",
+    )
+
+
+def test_nobody_listening_is_said_at_once() -> None:
+    with GatewayBlocks("http://127.0.0.1:9") as store:
+        began = time.monotonic()
+        with pytest.raises(RemoteError, match="nothing listens there"):
+            store.get(CID)
+        assert time.monotonic() - began < 2
+
+
+# -- CARs -------------------------------------------------------------------------------------
+
+
+def tree(count: int = 20) -> dict[CidBytes, bytes]:
+    """Return a DAG, its root first."""
+    leaves = {cid_of(RAW, BLAKE3, b"leaf %d" % i): b"leaf %d" % i for i in range(count)}
+    root = dagcbor.encode({"links": [Link(cid) for cid in leaves]})
+    return {cid_of(DAG_CBOR, BLAKE3, root): root, **leaves}
+
+
+def test_a_car_brings_what_a_block_links(gateway: Start) -> None:
+    blocks = tree()
+    server = gateway(blocks)
+    root = next(iter(blocks))
+    with opened(server) as store:
+        assert dict(store.fetch_car(root)) == blocks
+        assert dict(store.fetch_car(format_cid(root), scope="entity", path="a b/c")) == blocks
+        with pytest.raises(BlockNotFoundError):
+            list(store.fetch_car(CID))
+        with pytest.raises(InvalidArgumentError):
+            store.fetch_car(root, scope="everything")
+        first = iter(store.fetch_car(root))
+        assert next(first)[0] == root
+        first.close()  # type: ignore[attr-defined]
+        assert dict(store.fetch_car(root)) == blocks
+    assert server.requests[0].target == f"/ipfs/{format_cid(root)}?format=car&dag-scope=all"
+    assert "order=dfs; dups=n" in server.requests[0].headers["accept"]
+    assert server.requests[1].target.partition("?")[0].endswith("/a%20b/c")
+    assert server.requests[1].target.endswith("dag-scope=entity")
+
+
+@pytest.mark.parametrize("lie", ["truncated car", "short car", "wrong car", "foreign car"])
+def test_of_a_car_that_ends_badly_the_sound_blocks_come_first(gateway: Start, lie: str) -> None:
+    blocks = tree()
+    server = gateway(blocks, lie)
+    got: dict[CidBytes, bytes] = {}
+    error = CorruptBlockError if lie == "wrong car" else RemoteError
+    with opened(server, gateway(blocks), hedge=False) as store:
+        coming = store.fetch_car(next(iter(blocks)))
+        with pytest.raises(error) as caught:
+            got.update(coming)
+    assert server.url in str(caught.value)
+    assert got.items() <= blocks.items()
+    assert len(got) == len(blocks) - (lie != "foreign car")
+    assert server.sent < 1 << 20
+
+
+@pytest.mark.parametrize("lie", sorted(LIES.keys() - CARS - {"trickle", "silent", "continues"}))
+def test_where_no_car_comes_the_next_gateway_is_asked(gateway: Start, lie: str) -> None:
+    blocks = tree()
+    liar, honest = gateway(blocks, lie), gateway(blocks)
+    client = HttpClient(timeout=0.5)
+    with client, GatewayBlocks([liar.url, honest.url], client=client) as store:
+        assert dict(store.fetch_car(next(iter(blocks)))) == blocks
+    assert liar.requests
