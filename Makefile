@@ -8,7 +8,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo test quick check lint test-default test-newest test-middle test-oldest test-zarr2 docs clean help
+.PHONY: demo test quick check lint test-default test-newest test-middle test-oldest test-zarr2 test-tools docs clean help
 
 # find_python(VERSION): the first interpreter of that version that runs. A shim of pyenv that is
 # not switched on does not, so each candidate is tried.
@@ -60,7 +60,11 @@ lint: .venv/test
 	.venv/bin/mypy cas_zarr
 	.venv/bin/lint-imports --no-logo
 
-test-default: .venv/test
+# Kubo, Node.js and packages of npm, brought once: the build of Kubo takes some minutes.
+test-tools: .venv/test
+	.venv/bin/python tests/ipfs/programs.py
+
+test-default: .venv/test test-tools
 	.venv/bin/python $(PYTEST)
 
 # A Python that is not installed is said to be missing, and its tests do not run.

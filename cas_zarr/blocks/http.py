@@ -1,7 +1,7 @@
 """The HTTP client of the package: what asks nodes, gateways and other servers.
 
 Nothing above this module knows what speaks HTTP underneath: it is the standard library's, chosen by
-the measurement in docs/design/005-web.md. Servers are taken for hostile: bodies, headers and times
+the measurement in docs/design/005-ipfs.md. Servers are taken for hostile: bodies, headers and times
 are bounded, compressed answers are refused, and a redirect leads to the same host or nowhere.
 No proxy and no credential is taken from the environment.
 """
