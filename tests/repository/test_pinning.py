@@ -166,9 +166,7 @@ def test_arguments_of_no_sense() -> None:
 def test_a_version_is_pinned_once(
     server: Pinning, service: PinningService, repo: Repository
 ) -> None:
-    first, second = (
-        repo.resolve(one).root for one in ("main~1", "main")
-    )
+    first, second = (repo.resolve(one).root for one in ("main~1", "main"))
     pin = pin_remote(repo, service, "main~1", name="weather", timeout=10)
     assert (pin.cid, pin.state) == (first, "pinned")
     assert pin_remote(repo, service, "main~1", name="weather") == pin
