@@ -11,6 +11,7 @@ from __future__ import annotations
 import http.client
 import os
 import random
+import re
 import ssl
 import threading
 import time
@@ -48,6 +49,7 @@ _MAX_REDIRECTS = 3
 _AGAIN = {429, 502, 503, 504}
 _BACKOFF = 0.1
 _MAX_PAUSE = 10.0
+_NAME = re.compile("[A-Za-z0-9_-]+")
 _FAILURES = (OSError, http.client.HTTPException, ValueError)
 
 
@@ -618,9 +620,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def _lowered(headers: Mapping[str, str] | None) -> dict[str, str]:
     lowered = {name.lower(): value for name, value in (headers or {}).items()}
     for name, value in lowered.items():
-        if not (name and name.isascii() and value.isascii() and value.isprintable()) or (
-            not all(each.isalnum() or each in "-_" for each in name)
-        ):
+        if not (_NAME.fullmatch(name) and value.isascii() and value.isprintable()):
             raise InvalidArgumentError(
                 f"the header {name[:80]!r} or its value is none; use printable ASCII without breaks"
             )

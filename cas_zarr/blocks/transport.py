@@ -7,6 +7,7 @@ it lacks: sockets that end a slow trickle, and a handle by which another thread 
 from __future__ import annotations
 
 import http.client
+import re
 import select
 import socket
 import ssl
@@ -25,6 +26,7 @@ Address = tuple[str, str, int]
 """Scheme, host and port."""
 
 _PORTS = {"http": 80, "https": 443}
+_STRANGE = re.compile(r"[^!-~]")
 _SHOWN = 300
 
 
@@ -162,7 +164,7 @@ def parse_url(url: str) -> tuple[Address, str]:
     except ValueError:
         host = None
     # A line break that got into a request would be a second request.
-    if not host or any(ord(each) <= 32 or ord(each) >= 127 for each in url):
+    if not host or _STRANGE.search(url):
         raise InvalidArgumentError(
             f"{url[:_SHOWN]!r} is no url; give one like http://127.0.0.1:8080/path, quoted"
         )
