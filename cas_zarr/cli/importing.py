@@ -9,11 +9,18 @@ import click
 
 from cas_zarr.cid import format_cid
 from cas_zarr.cli.carfiles import import_from_car, is_car
-from cas_zarr.cli.options import author_option, committed_root, json_option, repository_argument
-from cas_zarr.cli.output import count, print_json, print_pairs, progress_bar, size_text
+from cas_zarr.cli.options import (
+    author_option,
+    committed_root,
+    json_option,
+    repository_argument,
+    sources_options,
+)
+from cas_zarr.cli.output import count, counter, print_json, print_pairs, progress_bar, size_text
 from cas_zarr.cli.sections import command
 from cas_zarr.repository.imports import ImportReport, import_zarr
 from cas_zarr.repository.repository import Repository
+from cas_zarr.repository.unixfsimport import UnixfsReport, link_published
 
 __all__ = ["import_command"]
 
@@ -47,6 +54,7 @@ class _Chunks(click.ParamType):  # type: ignore[type-arg]
     "cas-zarr import era5.zarr weather.cas --path era5",
     "cas-zarr import A1B.nc weather.cas --path a1b --chunks time=10",
     "cas-zarr import news.car weather.cas",
+    "cas-zarr import ipfs://bafybe... weather.cas --path theirs --gateway http://127.0.0.1:8080",
 )
 @click.argument("source")
 @repository_argument
@@ -89,6 +97,7 @@ class _Chunks(click.ParamType):  # type: ignore[type-arg]
     help="netCDF: Zarr format to write.",
 )
 @author_option
+@sources_options
 @json_option
 def import_command(
     source: str,
@@ -103,6 +112,8 @@ def import_command(
     codec: str,
     zarr_format: str,
     author: str,
+    gateways: tuple[str, ...],
+    node: str | None,
     as_json: bool,
 ) -> None:
     """Import a Zarr, a netCDF file or a CAR, and commit it.
@@ -114,6 +125,9 @@ def import_command(
     Or it is a CAR as `export` writes it: a file, a URL of one, or - for the standard input. Every
     block is verified. A commit in it moves the branch forward; a root becomes a commit of the
     branch, which has to be empty or to show what the CAR was made upon.
+
+    Or it is ipfs://CID of a directory of Zarr files that someone published: its metadata are read,
+    its chunks are linked, and fetched when they are read.
 
     An import that was interrupted can be run again: what is there already is not stored twice, and
     where nothing has changed there is no commit.
@@ -136,7 +150,24 @@ def import_command(
             as_json=as_json,
         )
         return
-    opened = Repository.prepare(repository, hash=hash_name, author=author)
+    opened = Repository.prepare(
+        repository, hash=hash_name, author=author, gateways=gateways or None, node=node
+    )
+    if source.startswith(("ipfs://", "ipns://")):
+        if no_commit or chunks is not None:
+            raise click.UsageError("what is linked is committed, with the chunks that it has")
+        with counter("import") as told:
+            linked = link_published(
+                opened,
+                source,
+                branch=branch,
+                path=path,
+                replace=replace,
+                message=message,
+                progress=told,
+            )
+        _print_linked(opened, linked, branch, as_json)
+        return
     with opened.session(branch) as session, progress_bar(Path(source).name) as progress:
         report: ImportReport
         if _is_netcdf(source):
@@ -197,3 +228,27 @@ def _is_netcdf(source: str) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(4) in _MAGIC
+
+
+def _print_linked(opened: Repository, report: UnixfsReport, branch: str, as_json: bool) -> None:
+    root = opened.resolve(branch).root
+    if as_json:
+        print_json(
+            {
+                "source": report.source,
+                "path": report.path,
+                "keys": report.keys,
+                "bytes": report.size,
+                "linked": report.linked,
+                "fetched": report.fetched,
+                "root": format_cid(root),
+            }
+        )
+        return
+    print_pairs(
+        [
+            ("linked", f"{count(report.keys, 'key')}, {size_text(report.size)}"),
+            ("fetched", count(report.fetched, "block")),
+            ("root", format_cid(root)),
+        ]
+    )

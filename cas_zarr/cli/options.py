@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -41,6 +41,7 @@ __all__ = [
     "resolve_options",
     "sign_option",
     "signing_key",
+    "sources_options",
     "version_option",
     "writable",
 ]
@@ -243,6 +244,27 @@ def version_option(function: _Function) -> _Function:
     )(branch_option(function))
 
 
+def sources_options(function: _Function) -> _Function:
+    """Add `--gateway`, which gives `gateways`, and `--node`: where blocks of IPFS are."""
+    gateway = click.option(
+        "--gateway",
+        "gateways",
+        multiple=True,
+        metavar="URL",
+        envvar="CAS_ZARR_GATEWAYS",
+        show_envvar=True,
+        help="Gateway to read blocks of IPFS from, instead of the default ones. Repeatable.",
+    )
+    node = click.option(
+        "--node",
+        metavar="URL",
+        envvar="CAS_ZARR_NODE",
+        show_envvar=True,
+        help="RPC of a node of IPFS that is asked first.",
+    )
+    return gateway(node(function))
+
+
 def resolve_options(function: _Function) -> _Function:
     """Add `--ours` and `--theirs`, which give `resolve`."""
     ours = click.option(
@@ -263,17 +285,26 @@ def resolve_options(function: _Function) -> _Function:
 # -- repositories -------------------------------------------------------------------------------
 
 
-def opened(location: str, version: str | None, branch: str) -> tuple[Repository, CidBytes | None]:
+def opened(
+    location: str,
+    version: str | None,
+    branch: str,
+    *,
+    gateways: Sequence[str] = (),
+    node: str | None = None,
+) -> tuple[Repository, CidBytes | None]:
     """Open a repository for reading, and find the root that is meant; None if it is empty."""
-    repository = Repository.open(location, read_only=True)
+    repository = Repository.open(location, read_only=True, gateways=gateways or None, node=node)
     if version is not None:
         return repository, repository.resolve(version).root
     return repository, root_of(repository.blocks, repository.record(branch))
 
 
-def writable(location: str, *, author: str = "") -> Repository:
+def writable(
+    location: str, *, author: str = "", gateways: Sequence[str] = (), node: str | None = None
+) -> Repository:
     """Open a repository for writing."""
-    return Repository.open(location, author=author)
+    return Repository.open(location, author=author, gateways=gateways or None, node=node)
 
 
 def committed_root(repository: Repository, branch: str) -> CidBytes | None:

@@ -16,6 +16,7 @@ from cas_zarr.cli.options import (
     opened,
     path_argument,
     repository_argument,
+    sources_options,
     version_option,
 )
 from cas_zarr.cli.output import (
@@ -53,6 +54,7 @@ _MOST_BOXES = 20
 @path_argument
 @click.option("--recursive", "-r", is_flag=True, help="List everything below, not only children.")
 @version_option
+@sources_options
 @json_option
 def ls_command(
     repository: str,
@@ -60,10 +62,12 @@ def ls_command(
     recursive: bool,
     version: str | None,
     branch: str,
+    gateways: tuple[str, ...],
+    node: str | None,
     as_json: bool,
 ) -> None:
     """List the groups and arrays of a group."""
-    repo, root = opened(repository, version, branch)
+    repo, root = opened(repository, version, branch, gateways=gateways, node=node)
     nodes = list(iter_nodes(repo.blocks, root, path, depth=None if recursive else 1))[1:]
     if as_json:
         print_json([_node_json(node) for node in nodes])
@@ -91,38 +95,45 @@ def ls_command(
 @repository_argument
 @path_argument
 @version_option
+@sources_options
 @json_option
 def show_command(
-    repository: str, path: str, version: str | None, branch: str, as_json: bool
+    repository: str,
+    path: str,
+    version: str | None,
+    branch: str,
+    gateways: tuple[str, ...],
+    node: str | None,
+    as_json: bool,
 ) -> None:
     """Show a group or an array: its metadata, CID and sizes."""
-    repo, root = opened(repository, version, branch)
-    node = describe(repo.blocks, root, path)
+    repo, root = opened(repository, version, branch, gateways=gateways, node=node)
+    found = describe(repo.blocks, root, path)
     mapping = repo.at(root) if root is not None else None
-    cid = None if mapping is None else mapping.cid(node.path)
-    total = 0 if mapping is None else mapping.prefix_size(node.path + "/" if node.path else "")
+    cid = None if mapping is None else mapping.cid(found.path)
+    total = 0 if mapping is None else mapping.prefix_size(found.path + "/" if found.path else "")
     if as_json:
         print_json(
-            _node_json(node)
-            | {"cid": cid_text(cid), "bytes_below": total, "documents": node.documents}
+            _node_json(found)
+            | {"cid": cid_text(cid), "bytes_below": total, "documents": found.documents}
         )
         return
     pairs = [
-        ("path", node.path or "/"),
-        ("kind", node.kind + (f", zarr format {node.zarr_format}" if node.zarr_format else "")),
+        ("path", found.path or "/"),
+        ("kind", found.kind + (f", zarr format {found.zarr_format}" if found.zarr_format else "")),
         ("cid", cid_text(cid) or "none: nothing was written yet"),
     ]
-    if node.kind == "array":
-        grid = "" if node.grid_size is None else f" of {node.grid_size:,}"
+    if found.kind == "array":
+        grid = "" if found.grid_size is None else f" of {found.grid_size:,}"
         pairs += [
-            ("type", node.data_type or "unknown"),
-            ("shape", shape_text(node.shape) or "unknown"),
-            ("chunks", shape_text(node.chunk_shape) or "not regular"),
-            ("codecs", ", ".join(node.codecs) or "none"),
-            ("stored", f"{node.chunks:,}{grid} chunks, {size_text(node.size)}"),
+            ("type", found.data_type or "unknown"),
+            ("shape", shape_text(found.shape) or "unknown"),
+            ("chunks", shape_text(found.chunk_shape) or "not regular"),
+            ("codecs", ", ".join(found.codecs) or "none"),
+            ("stored", f"{found.chunks:,}{grid} chunks, {size_text(found.size)}"),
         ]
     pairs.append(("values below", size_text(total)))
-    pairs += [(f"@{name}", _short(value)) for name, value in node.attributes.items()]
+    pairs += [(f"@{name}", _short(value)) for name, value in found.attributes.items()]
     print_pairs(pairs)
 
 

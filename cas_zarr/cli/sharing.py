@@ -15,6 +15,7 @@ from cas_zarr.cli.options import (
     json_option,
     repository_argument,
     resolve_options,
+    sources_options,
     writable,
 )
 from cas_zarr.cli.output import (
@@ -70,6 +71,7 @@ _branches_option = click.option(
 )
 @_depth_option
 @author_option
+@sources_options
 @json_option
 def clone_command(
     source: str,
@@ -78,12 +80,15 @@ def clone_command(
     paths: tuple[str, ...],
     depth: int | None,
     author: str,
+    gateways: tuple[str, ...],
+    node: str | None,
     as_json: bool,
 ) -> None:
     """Copy a repository, or a part of it, with its history.
 
     Every block is verified as it arrives. A clone that was interrupted goes on where it stopped
-    when it is run again. Uncommitted work is not copied.
+    when it is run again. Uncommitted work is not copied. SOURCE is a path, ipfs://CID of a commit
+    whose history was published, the address of a served repository, or a CAR.
     """
     with counter("clone") as progress:
         repo = Repository.clone(
@@ -93,6 +98,8 @@ def clone_command(
             paths=paths or None,
             depth=depth,
             author=author,
+            gateways=gateways or None,
+            node=node,
             progress=progress,
         )
     found = {name: cid_text(record.commit) for name, record in repo.branches().items()}
@@ -167,6 +174,7 @@ def remote_command(
     help="Of a partial clone: copy this group, array or box of all versions, too. Repeatable.",
 )
 @click.option("--rest", is_flag=True, help="Of a partial clone: copy all that is not here yet.")
+@sources_options
 @json_option
 def fetch_command(
     repository: str,
@@ -175,6 +183,8 @@ def fetch_command(
     depth: int | None,
     paths: tuple[str, ...],
     rest: bool,
+    gateways: tuple[str, ...],
+    node: str | None,
     as_json: bool,
 ) -> None:
     """Copy what another repository has and this one lacks; no branch here moves.
@@ -182,7 +192,7 @@ def fetch_command(
     SOURCE is a path or the name of a remote; by default it is origin, the repository that this one
     was cloned from. Its branches can be read afterwards as origin/main, and so on.
     """
-    repo = writable(repository)
+    repo = writable(repository, gateways=gateways, node=node)
     if paths or rest:
         if (paths and rest) or source is not None or branches or depth is not None:
             raise click.UsageError("give --path or --rest alone: they are about origin's versions")
@@ -223,6 +233,7 @@ def fetch_command(
 )
 @resolve_options
 @author_option
+@sources_options
 @json_option
 def pull_command(
     repository: str,
@@ -230,13 +241,15 @@ def pull_command(
     branches: tuple[str, ...],
     resolve: Side | None,
     author: str,
+    gateways: tuple[str, ...],
+    node: str | None,
     as_json: bool,
 ) -> None:
     """Fetch branches, and merge each into the one of its name here.
 
     SOURCE is as for `fetch`. Conflicts are told as `merge` tells them; what was fetched stays.
     """
-    repo = writable(repository, author=author)
+    repo = writable(repository, author=author, gateways=gateways, node=node)
     with conflicts_told(repo, branches[0], as_json), counter("pull") as progress:
         report = repo.pull(*_place(source), branches=branches, resolve=resolve, progress=progress)
     if as_json:

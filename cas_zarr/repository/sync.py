@@ -22,6 +22,7 @@ from cas_zarr.errors import (
     InvalidArgumentError,
     ReadOnlyError,
 )
+from cas_zarr.repository.faraway import NodeLike, Sources
 from cas_zarr.repository.guard import Guard
 from cas_zarr.repository.placing import Placer
 from cas_zarr.repository.refs import Branch
@@ -155,6 +156,8 @@ def clone(
     paths: str | Sequence[str | Part] | None = None,
     depth: int | None = None,
     author: str = "",
+    gateways: str | Sequence[str] | None = None,
+    node: NodeLike | None = None,
     progress: Progress | None = None,
 ) -> Repository:
     """Make a repository that has the versions of another one.
@@ -178,6 +181,8 @@ def clone(
         How many commits of each branch to copy; what lies before is cut off.
     author : str
         Who commits in the clone.
+    gateways, node
+        Where blocks of IPFS are looked for, as for `Repository.open`.
     progress : callable, optional
         Called with the blocks and the bytes that have been copied.
 
@@ -191,7 +196,8 @@ def clone(
     from cas_zarr.repository.repository import Repository
 
     parts = parse_parts(paths)
-    with _opened(source) as origin:
+    sources = Sources.of(gateways, node)
+    with _opened(source, sources) as origin:
         chosen = _branches_of(origin, branches)
         target = os.fspath(target)
         made = Repository.open(target, create=True, hash=origin.hash, author=author)
@@ -215,7 +221,7 @@ def clone(
                 placer.begin(name, _as_cloned(origin, record), why=f"clone {origin.location}")
         finally:
             made.close()
-    return Repository.open(target, author=author)
+    return Repository.open(target, author=author, gateways=gateways, node=node)
 
 
 def fetch(
@@ -251,7 +257,7 @@ def fetch(
     """
     _check_writable(repo)
     remote = _remote_for(repo, source)
-    with _opened(source if remote is None else remote.location) as origin:
+    with _opened(source if remote is None else remote.location, repo.sources) as origin:
         chosen = _branches_of(origin, branches)
         name, parts = (FETCHED, None) if remote is None else (remote.name, remote.parts)
         report = _fetch(repo, origin, name, chosen, depth, parts, progress, Placer(repo, "fetch"))
@@ -392,7 +398,7 @@ def push(
     commits = {name: _commit_of(repo, name) for name in names}
     named = {name: _commit_of(repo, name, tag=True) for name in dict.fromkeys(tags)}
     remote = _remote_for(repo, target)
-    with _opened(target if remote is None else remote.location, write=True) as there:
+    with _opened(target if remote is None else remote.location) as there:
         _check_writable(there)
         placer = Placer(there, "push")
         own = Commits(repo.blocks, repo.refs)
@@ -507,7 +513,7 @@ def fetch_paths(
     known = Known(repo)
     works = _works(repo, known)
     with (
-        _opened(record.location) as origin,
+        _opened(record.location, repo.sources) as origin,
         Copier(
             TieredBlocks(local_blocks(repo.blocks), [origin.blocks]), repo.blocks, progress
         ) as copier,
@@ -646,14 +652,15 @@ def _location(place: Place) -> str:
 
 
 @contextmanager
-def _opened(place: Place, *, write: bool = False) -> Iterator[Repository]:
+def _opened(place: Place, sources: Sources | None = None) -> Iterator[Repository]:
+    """Open a place, for reading with the sources given, and for writing without."""
     from cas_zarr.repository.repository import Repository
 
     if not isinstance(place, (str, os.PathLike)):
         yield place
         return
     location = os.fspath(place)
-    found = Repository.open(location) if write else open_remote(location)
+    found = Repository.open(location) if sources is None else open_remote(location, sources=sources)
     try:
         yield found
     finally:

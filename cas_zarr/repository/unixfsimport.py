@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -34,12 +34,14 @@ from cas_zarr.codecs.unixfsdir import node_type
 from cas_zarr.errors import (
     CasZarrError,
     FormatError,
+    InvalidArgumentError,
     InvalidCIDError,
     LimitError,
     NotFoundError,
 )
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.imports import Progress, write_parents
+from cas_zarr.repository.opening import parse_location
 from cas_zarr.repository.remotes import Remote, add_remote, list_remotes
 from cas_zarr.repository.session import Session
 from cas_zarr.tree.apply import apply, bind, link
@@ -50,6 +52,7 @@ from cas_zarr.tree.directories import (
     read_block,
     read_blocks,
     read_file,
+    resolve_path,
 )
 from cas_zarr.tree.keys import MAX_DEPTH, OWNERS, check_key, parse_chunk, split_key
 from cas_zarr.tree.node import EMPTY, Header, Root, Value
@@ -61,7 +64,7 @@ from cas_zarr.tree.view import TreeView
 if TYPE_CHECKING:
     from cas_zarr.repository.repository import Repository
 
-__all__ = ["UnixfsReport", "import_unixfs", "link_unixfs"]
+__all__ = ["UnixfsReport", "import_unixfs", "link_published", "link_unixfs"]
 
 MAX_DOCUMENT: Final = 64 << 20
 """Longest metadata document that is fetched, in bytes."""
@@ -168,6 +171,39 @@ def import_unixfs(
         sum(1 for file in files.values() if file.data is None),
         walk.blocks.fetched,
     )
+
+
+def link_published(
+    repo: Repository, source: str, *, branch: str = "main", path: str = "", **options: Any
+) -> UnixfsReport:
+    """Import a UnixFS directory by its address, as `link_unixfs` does.
+
+    Parameters
+    ----------
+    repo : Repository
+        Its gateways and its node are asked.
+    source : str
+        ``ipfs://CID``, ``ipfs://CID/path`` or ``ipns://name``.
+    branch, path, **options
+        As of `link_unixfs`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a dataset of cas_zarr is there, or no directory.
+    """
+    there = repo.open_from(source, repo.sources)
+    with there:
+        fixed = there.fixed or source
+        place = parse_location(fixed)
+        cid = as_cid_bytes(place.name)
+        if codec_of(cid) != DAG_PB:
+            raise InvalidArgumentError(
+                f"{fixed} is no directory of files; clone it if it is a commit, and attach a root "
+                "of cas_zarr"
+            )
+        folder = resolve_path(there.blocks, cid, place.path).cid
+        return link_unixfs(repo, fixed, there.blocks, folder, branch=branch, path=path, **options)
 
 
 def link_unixfs(
