@@ -1,4 +1,4 @@
-"""Measure publishing to a node of IPFS: `python -m benchmarks.ipfs`.
+"""Measure publishing to a node of IPFS, and reading: `python -m benchmarks.ipfs`.
 
 The node is the one of the tests (Kubo, offline, on loopback), a fresh one for each figure. Figures
 stand beside the bars of the project; each is the median of all rounds.
@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.ipfs_publish import PARTS
+from benchmarks import ipfs_publish, ipfs_read
 from benchmarks.parts import Figure, figure_table, medians, run_part
 from benchmarks.report import RESULTS, describe_machine, machine_line
 
 __all__ = ["main"]
 
-CHUNKS = {"publishing": 1000, "changing": 100_000}
+CHUNKS = {"publishing": 1000, "changing": 100_000, "reading": 4096, "far": 1_000_000}
+MODULES = {part: module for module in (ipfs_publish, ipfs_read) for part in module.PARTS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,11 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in range(options.rounds):
         rounds.append([])
         with tempfile.TemporaryDirectory(dir=folder, prefix="cas-zarr-benchmark-") as place:
-            for part in PARTS:
+            for part, module in MODULES.items():
                 os.sync()
                 chunks = CHUNKS[part] // (10 if options.quick else 1)
                 where = ["--folder", place, "--side", str(chunks)]
-                rounds[-1] += run_part("benchmarks.ipfs_publish", part, where)
+                rounds[-1] += run_part(module.__name__, part, where)
                 print(f"round {number + 1}/{options.rounds}: {part} done", flush=True)
     figures = medians(rounds)
     print("\n" + figure_table("a node on loopback", figures))

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 __all__ = ["running_node"]
 
@@ -13,8 +14,8 @@ TESTS = Path(__file__).resolve().parent.parent / "tests" / "ipfs"
 
 
 @contextmanager
-def running_node(folder: Path) -> Iterator[str]:
-    """Give the address of the RPC of an empty node, offline and on loopback, while it runs."""
+def running_node(folder: Path) -> Iterator[Any]:
+    """Give an empty node, offline and on loopback, while it runs: its `rpc` and its `gateway`."""
     if str(TESTS) not in sys.path:
         sys.path.append(str(TESTS))
     import programs
@@ -24,6 +25,6 @@ def running_node(folder: Path) -> Iterator[str]:
     node = Kubo(programs.kubo(), folder)
     try:
         node.start()
-        yield node.rpc
+        yield node
     finally:
         node.stop()

@@ -19,12 +19,13 @@ from cas_zarr.codecs.car import encode_roots, section_head
 from cas_zarr.repository.publishing import publish
 from cas_zarr.tree.walk import reachable
 
-__all__ = ["PARTS"]
+__all__ = ["PARTS", "SIZE", "filled"]
 
 SIZE = 64 << 10
 
 
-def _filled(folder: Path, chunks: int, size: int) -> Repository:
+def filled(folder: Path, chunks: int, size: int) -> Repository:
+    """Return a repository with an array of random bytes."""
     with CASStore(folder) as store:
         array = zarr.create_array(
             store, name="data", shape=(chunks * size,), chunks=(size,), dtype="u1", compressors=None
@@ -41,14 +42,14 @@ def _filled(folder: Path, chunks: int, size: int) -> Repository:
 
 def publishing(folder: Path, chunks: int) -> list[Figure]:
     """Publish chunks of 64 KiB, each way to a node of its own; then the same root again."""
-    repo = _filled(folder / "publishing.cas", chunks, SIZE)
+    repo = filled(folder / "publishing.cas", chunks, SIZE)
     root = repo.resolve("main").root
-    with running_node(folder / "by-hand") as rpc:
+    with running_node(folder / "by-hand") as node:
         blocks = {cid: bytes(repo.blocks.get(cid)) for _, cid in reachable(repo.blocks, root)}
-        by_hand = timed(lambda: _import_by_hand(rpc, root, blocks))
-    with running_node(folder / "published") as rpc:
-        ours = timed(lambda: publish(repo, to=rpc))
-        again = publish(repo, to=rpc)
+        by_hand = timed(lambda: _import_by_hand(node.rpc, root, blocks))
+    with running_node(folder / "published") as node:
+        ours = timed(lambda: publish(repo, to=node.rpc))
+        again = publish(repo, to=node.rpc)
     return [
         Figure(f"dag/import of {chunks} blocks by hand, pinned", by_hand, "s"),
         Figure(f"publish {chunks} chunks of 64 KiB", ours, "s"),
@@ -59,13 +60,13 @@ def publishing(folder: Path, chunks: int) -> list[Figure]:
 
 def changing(folder: Path, chunks: int) -> list[Figure]:
     """Publish many small chunks, then the version that differs in one of them."""
-    repo = _filled(folder / "changing.cas", chunks, 64)
-    with running_node(folder / "changed") as rpc:
-        publish(repo, to=rpc)
+    repo = filled(folder / "changing.cas", chunks, 64)
+    with running_node(folder / "changed") as node:
+        publish(repo, to=node.rpc)
         with CASStore(folder / "changing.cas") as store:
             zarr.open_array(store, path="data")[chunks // 2 * 64] ^= 1
             store.commit("change")
-        report = publish(Repository.open(folder / "changing.cas"), to=rpc)
+        report = publish(Repository.open(folder / "changing.cas"), to=node.rpc)
     what = f"after one changed chunk of {chunks:,}"
     return [
         Figure(what, report.requests, "requests", 20),
