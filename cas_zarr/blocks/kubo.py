@@ -198,7 +198,7 @@ class KuboNode(IpfsNode):
                     raise self._error("dag/import", 200, str(root["PinErrorMsg"]))
                 if line.get("Message"):
                     raise self._error("dag/import", 200, str(line["Message"]))
-                done |= isinstance(root, dict) or isinstance(line.get("Stats"), dict)
+                done |= isinstance(root if pin_roots else line.get("Stats"), dict)
         if not done:  # it began to answer, and then gave up: the reason is in a trailer
             raise RemoteError(
                 f"{self._url} broke off a dag/import and did not say why; look at its log, then "
@@ -214,7 +214,7 @@ class KuboNode(IpfsNode):
         # Progress keeps bytes coming; where it breaks off, only an answer without it says why.
         with self._stream("pin/add", {**options, "progress": "true"}, retry=True) as stream:
             self._check(stream, "pin/add")
-            if any("Pins" in line for line in self._parsed(stream, "pin/add")):
+            if any(isinstance(line.get("Pins"), list) for line in self._parsed(stream, "pin/add")):
                 return
         answer = self._ask("pin/add", options, patience=_PATIENCE)
         if not isinstance(answer.get("Pins"), list):

@@ -1,0 +1,131 @@
+"""A node that answers wrongly: a clear error that names it and not its token, nothing accepted."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from cas_zarr.blocks.kubo import KuboBlocks, KuboNode
+from cas_zarr.cid import BLAKE3, RAW, cid_of, format_cid
+from cas_zarr.codecs.car import encode_roots, section_head
+from cas_zarr.errors import CasZarrError, CorruptBlockError, RemoteError
+
+TOKEN = "a-secret-token"
+DATA = b"some block"
+CID = cid_of(RAW, BLAKE3, DATA)
+OTHER = cid_of(RAW, BLAKE3, b"another")
+
+Answer = tuple[int, bytes]
+"""Status and body; a body that ends with ``...`` goes on until the client hangs up."""
+
+
+@contextmanager
+def node(answer: Answer) -> Iterator[KuboNode]:
+    """Give a node that says one thing to all that it is asked."""
+    status, body = answer
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(status)
+            self.end_headers()
+            try:
+                self.wfile.write(body.removesuffix(b"..."))
+                while body.endswith(b"..."):
+                    self.wfile.write(bytes(1 << 16))
+            except OSError:
+                pass
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield KuboNode(f"http://127.0.0.1:{server.server_port}", token=TOKEN, timeout=3.0)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def error(text: str) -> bytes:
+    return json.dumps({"Message": text, "Code": 0, "Type": "error"}).encode()
+
+
+LIES: dict[str, Answer] = {
+    "html": (200, b"<html><body>It works!</body></html>"),
+    "nothing": (200, b""),
+    "another shape": (200, b'{"Key":7,"Size":"x","Keys":[1],"Name":[],"Value":{},"Pins":0}'),
+    "a list": (200, b"[1,2,3]"),
+    "not json": (200, b'{"Key":'),
+    "deep": (200, b"[" * 100_000),
+    "endless": (200, b'{"Key":"..."'[:8] + b"..."),
+    "html 404": (404, b"404 page not found"),
+    "error": (500, error("something else is wrong")),
+    "error of no shape": (500, b'{"Message":{}}'),
+    "full": (500, error("write /data/blocks: no space left on device")),
+    "no token": (401, b"401 Unauthorized"),
+    "wrong token": (403, b"403 - Forbidden"),
+    "other cid": (200, json.dumps({"Key": format_cid(OTHER), "Size": 10}).encode()),
+}
+
+CALLS: dict[str, Callable[[KuboNode], object]] = {
+    "block_put": lambda node: node.block_put(CID, DATA),
+    "pin_add": lambda node: node.pin_add(CID),
+    "pin_update": lambda node: node.pin_update(CID, OTHER),
+    "pins": lambda node: list(node.pins()),
+    "keys": lambda node: node.keys(),
+    "key_gen": lambda node: node.key_gen("name"),
+    "name_publish": lambda node: node.name_publish(CID, "name"),
+    "name_resolve": lambda node: node.name_resolve("k51name"),
+    "import_car": lambda node: node.import_car([encode_roots([]), section_head(CID, 10), DATA]),
+    "version": lambda node: node.version(),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("call", CALLS)
+def test_a_wrong_answer_is_an_error_that_names_the_node(call: str, lie: str) -> None:
+    if (call, lie) in {("pins", "nothing")}:  # a node without pins
+        return
+    with node(LIES[lie]) as asked:
+        with pytest.raises(CasZarrError) as caught:
+            CALLS[call](asked)
+        assert asked.location in str(caught.value)
+        assert TOKEN not in f"{caught.value}{caught.value!r}{asked!r}{asked.location}"
+
+
+@pytest.mark.parametrize("lie", ["no token", "wrong token"])
+def test_a_token_that_is_missing_or_wrong_is_said(lie: str) -> None:
+    with node(LIES[lie]) as asked, pytest.raises(RemoteError, match="token") as caught:
+        asked.version()
+    assert caught.value.status in (401, 403)
+
+
+def test_a_full_disk_is_said() -> None:
+    with node(LIES["full"]) as asked, pytest.raises(CasZarrError, match="no space left"):
+        asked.import_car([encode_roots([]), section_head(CID, 10), DATA])
+
+
+def test_a_block_that_is_another_is_refused() -> None:
+    with node((200, b"another")) as asked, pytest.raises(CorruptBlockError, match=format_cid(CID)):
+        KuboBlocks(asked).get(CID)
+
+
+def test_an_endless_block_is_not_read_to_its_end() -> None:
+    with node((200, b"...")) as asked, pytest.raises(RemoteError, match="bytes"):
+        KuboBlocks(asked).get(CID)
+
+
+def test_an_import_that_ends_without_its_last_line_did_not_happen() -> None:
+    line = json.dumps({"Root": {"Cid": {"/": format_cid(CID)}, "PinErrorMsg": ""}}).encode()
+    for body in (line + b"\n", line[:20], line + b"\n" + error("unexpected EOF")):
+        with node((200, body)) as asked, pytest.raises(CasZarrError):
+            asked.import_car([encode_roots([]), section_head(CID, 10), DATA])
