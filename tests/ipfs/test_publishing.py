@@ -75,6 +75,15 @@ def test_a_version_arrives_whole_is_pinned_and_costs_nothing_again(
     assert [place.location for place in list_places(repo.refs)] == [kubo.rpc]
 
 
+@pytest.mark.parametrize("count", [1, 5, 40, 60, 600])
+def test_the_node_sees_every_link_of_a_root(kubo: Kubo, repo: Repository, count: int) -> None:
+    with filled(repo, count, seed=100 + count) as session:
+        session.commit("first")
+    root = publish(repo, to=kubo.rpc).root
+    told = set(kubo.run("refs", "--recursive", "--unique", format_cid(root)).split())
+    assert told == {format_cid(cid) for _, cid in reachable(repo.blocks, root)} - {format_cid(root)}
+
+
 @pytest.mark.parametrize("recorded", [True, False])
 def test_one_changed_chunk_costs_a_path_of_pages(
     kubo: Kubo, repo: Repository, recorded: bool
