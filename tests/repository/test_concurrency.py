@@ -188,16 +188,26 @@ def run_writers(
     code = (
         "import sys; sys.path[:0] = sys.argv[5:];"
         "from test_concurrency import _commit_chunks;"
+        "print('ready', flush=True); sys.stdin.readline();"
         "_commit_chunks(sys.argv[1], *map(int, sys.argv[2:5]))"
     )
-    return [
+    workers = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(path), str(number), str(times), str(overlap), HERE],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         for number in range(first, first + writers)
     ]
+    for worker in workers:  # all begin at once, however long the interpreters took to start
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    return workers
 
 
 def finish(workers: list[Worker], seconds: float = 120) -> int:
