@@ -34,6 +34,8 @@ def node(answer: Answer) -> Iterator[KuboNode]:
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self.send_response(status)
+            if body.startswith(b"{"):
+                self.send_header("content-type", "application/json")
             self.end_headers()
             try:
                 self.wfile.write(body.removesuffix(b"..."))
@@ -71,12 +73,16 @@ LIES: dict[str, Answer] = {
     "error": (500, error("something else is wrong")),
     "error of no shape": (500, b'{"Message":{}}'),
     "full": (500, error("write /data/blocks: no space left on device")),
+    "hash": (500, error("potentially insecure hash functions not allowed")),
     "no token": (401, b"401 Unauthorized"),
     "wrong token": (403, b"403 - Forbidden"),
     "other cid": (200, json.dumps({"Key": format_cid(OTHER), "Size": 10}).encode()),
 }
 
 CALLS: dict[str, Callable[[KuboNode], object]] = {
+    "block_size": lambda node: node.block_size(CID),
+    "blocks": lambda node: list(node.blocks()),
+    "is_pinned": lambda node: node.is_pinned(CID),
     "block_put": lambda node: node.block_put(CID, DATA),
     "pin_add": lambda node: node.pin_add(CID),
     "pin_update": lambda node: node.pin_update(CID, OTHER),
@@ -90,10 +96,17 @@ CALLS: dict[str, Callable[[KuboNode], object]] = {
 }
 
 
+HONEST = {
+    ("pins", "nothing"),  # a node without pins
+    ("blocks", "nothing"),  # or without blocks
+    ("block_size", "other cid"),  # only the size is asked
+}
+
+
 @pytest.mark.parametrize("lie", LIES)
 @pytest.mark.parametrize("call", CALLS)
 def test_a_wrong_answer_is_an_error_that_names_the_node(call: str, lie: str) -> None:
-    if (call, lie) in {("pins", "nothing")}:  # a node without pins
+    if (call, lie) in HONEST:
         return
     with node(LIES[lie]) as asked:
         with pytest.raises(CasZarrError) as caught:
@@ -112,6 +125,45 @@ def test_a_token_that_is_missing_or_wrong_is_said(lie: str) -> None:
 def test_a_full_disk_is_said() -> None:
     with node(LIES["full"]) as asked, pytest.raises(CasZarrError, match="no space left"):
         asked.import_car([encode_roots([]), section_head(CID, 10), DATA])
+
+
+@pytest.mark.parametrize(
+    "reason", ["potentially insecure hash functions not allowed", "unknown multihash code 30"]
+)
+def test_a_hash_that_is_refused_is_said(reason: str) -> None:
+    with node((500, error(reason))) as asked, pytest.raises(RemoteError) as caught:
+        asked.block_put(CID, DATA)
+    assert f"refuses a hash ({reason})" in str(caught.value)
+    assert "sha2-256" in str(caught.value)
+
+
+def test_a_gateway_is_told_from_an_rpc() -> None:
+    with node(LIES["html 404"]) as asked, pytest.raises(RemoteError, match="gateway") as caught:
+        asked.version()
+    assert "5001" in str(caught.value)
+
+
+def test_a_put_that_finds_another_cid_is_refused() -> None:
+    with node(LIES["other cid"]) as asked, pytest.raises(CorruptBlockError) as caught:
+        asked.block_put(CID, DATA)
+    assert format_cid(CID) in str(caught.value)
+    assert format_cid(OTHER) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        ("blocks", {"Ref": format_cid(OTHER), "Err": ""}),
+        ("pins", {"Cid": format_cid(OTHER), "Name": "n"}),
+    ],
+)
+def test_lines_that_are_cut_off_are_no_shorter_list(call: str, line: dict[str, str]) -> None:
+    text = json.dumps(line).encode()
+    with node((200, text + b"\n" + text + b"\n")) as asked:
+        assert len(list(CALLS[call](asked))) == 2  # type: ignore[call-overload]
+    for cut in (1, len(text) // 2, len(text) - 1):
+        with node((200, text + b"\n" + text[:cut])) as asked, pytest.raises(RemoteError):
+            CALLS[call](asked)
 
 
 def test_a_block_that_is_another_is_refused() -> None:
