@@ -200,7 +200,9 @@ def clone(
     with _opened(source, sources) as origin:
         chosen = _branches_of(origin, branches)
         target = os.fspath(target)
-        made = Repository.open(target, create=True, hash=origin.hash, author=author)
+        made = Repository.open(
+            target, create=True, hash=origin.hash, author=author, gateways=gateways, node=node
+        )
         try:
             _claim(made, origin, parts)
             placer = Placer(made, "clone")

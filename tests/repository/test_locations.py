@@ -12,6 +12,7 @@ import pytest
 import zarr
 
 from cas_zarr import CASStore, Repository
+from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import BLAKE3, RAW, CidBytes, cid_of, format_cid
 from cas_zarr.errors import (
     BlockNotFoundError,
@@ -20,6 +21,7 @@ from cas_zarr.errors import (
     NotFoundError,
     ReadOnlyError,
 )
+from cas_zarr.repository import faraway
 from cas_zarr.repository.exporting import export
 from cas_zarr.repository.faraway import LOCAL_GATEWAY, PUBLIC_GATEWAYS, Sources
 from cas_zarr.repository.opening import parse_location
@@ -168,6 +170,26 @@ def test_a_commit_is_a_repository_with_its_history(
     assert clone.resolve("main").commit == commits[-1]
     assert np.array_equal(_array(CASStore(clone.location, read_only=True))[:], data)
     clone.close()
+
+
+def test_a_clone_by_address_asks_nobody_else(
+    made: tuple[str, list[CidBytes], np.ndarray],
+    gateway: Counting,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, commits, _ = made
+    location = f"ipfs://{format_cid(commits[-1])}"
+    with counting_gateway(MemoryBlocks()) as default:
+        monkeypatch.setattr(faraway, "LOCAL_GATEWAY", default.url)
+        monkeypatch.setattr(faraway, "PUBLIC_GATEWAYS", ())
+        with Repository.clone(location, tmp_path / "a.cas", gateways=gateway.url) as clone:
+            clone.fetch()
+        Repository.clone(location, tmp_path / "b.cas", paths="ocean", gateways=gateway.url).close()
+        with Repository.open(tmp_path / "b.cas", gateways=gateway.url) as part:
+            part.fetch_paths()
+        assert default.taken() == []
+        assert gateway.taken()
 
 
 def test_a_root_a_subtree_and_a_gateway_in_the_address(
