@@ -161,6 +161,8 @@ class KuboNode(IpfsNode):
         answer = self._ask("block/rm", {"arg": format_cid(cid), "force": "true"})
         if error := answer.get("Error"):
             raise self._error("block/rm", 200, str(error))
+        if not isinstance(answer.get("Hash"), str):
+            raise self._nonsense("block/rm", "it names no block")
 
     def blocks(self) -> Iterator[CidBytes]:
         for line in self._lines("refs/local"):
@@ -228,10 +230,13 @@ class KuboNode(IpfsNode):
 
     def pin_rm(self, cid: CidBytes) -> None:
         try:
-            self._ask("pin/rm", {"arg": format_cid(cid), "recursive": "true"})
+            answer = self._ask("pin/rm", {"arg": format_cid(cid), "recursive": "true"})
         except RemoteError as error:
             if "not pinned" not in str(error):
                 raise
+            return
+        if not isinstance(answer.get("Pins"), list):
+            raise self._nonsense("pin/rm", "it names no pins")
 
     def is_pinned(self, cid: CidBytes) -> bool:
         try:
@@ -385,11 +390,16 @@ class KuboNode(IpfsNode):
             except (ValueError, RecursionError):
                 value = None
             if isinstance(value, dict) and isinstance(value.get("Message"), str):
-                return str(value["Message"])
-        return data[:500].decode("utf-8", "replace").strip()
+                return self._without_token(value["Message"])
+        return self._without_token(data.decode("utf-8", "replace"))[:500].strip()
+
+    def _without_token(self, text: str) -> str:
+        """Return what a server said without the token, which it may have said back."""
+        _, _, token = self._headers.get("authorization", "").rpartition(" ")
+        return text.replace(token, "(the token)") if token else text
 
     def _error(self, call: str, status: int, message: str) -> RemoteError | BlockNotFoundError:
-        said = " ".join(message.split())[:500] or "without a reason"
+        said = " ".join(self._without_token(message).split())[:500] or "without a reason"
         if missing := _MISSING.search(said):
             return BlockNotFoundError(
                 f"block {missing[1]} is not in {self._url} ({call}: {said}); publish it there"
