@@ -7,6 +7,7 @@ stand beside the bars of the project; each is the median of all rounds.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 where = ["--folder", place, "--side", str(chunks)]
                 rounds[-1] += run_part(module.__name__, part, where)
                 print(f"round {number + 1}/{options.rounds}: {part} done", flush=True)
+    if importlib.util.find_spec("py_hamt") is None:
+        print("py-hamt is left out: it is not installed")
     figures = medians(rounds)
     print("\n" + figure_table("a node on loopback", figures))
     if options.quick:
