@@ -356,10 +356,7 @@ class CASMapping(MutableMapping[str, bytes]):
             raise NotFoundError(f"there is no node {path!r}; list the folder above it")
         if box is not None:
             return box_cid(view, path, box)
-        header = view.root.header
-        if path:  # a header of its own: what the dataset says of itself is not the subtree's
-            header = Header(header.function, header.needs, header.needs_to_write)
-        data = Root(header, node).to_block()
+        data = (view.root.subtree(node) if path else view.root).to_block()
         cid = cid_of(DAG_JSON, self._function, data)
         if not self.read_only:
             self.blocks.put(cid, data)

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeAlias
 
 from cas_zarr.blocks import disk
 from cas_zarr.blocks.base import BlockStore
-from cas_zarr.blocks.readonly import Overlaid
 from cas_zarr.cid import (
     BLAKE3,
     DAG_CBOR,
@@ -45,7 +44,7 @@ from cas_zarr.errors import (
     StorageError,
 )
 from cas_zarr.repository.selection import Part, parse_part, part_blocks
-from cas_zarr.repository.subtrees import subtree_of
+from cas_zarr.repository.subtrees import subtree_blocks
 from cas_zarr.repository.versions import CUT, Commits
 from cas_zarr.tree.walk import reachable
 
@@ -274,12 +273,7 @@ def _tree(repo: Repository, version: CidLike, part: Part, since: CidLike | None)
 
 def _place(repo: Repository, version: CidLike, path: str) -> tuple[BlockStore, CidBytes]:
     """Return the root of a version or of its part, and the blocks to read it from."""
-    found = repo.resolve(version).root
-    if not path:
-        return repo.blocks, found
-    root = subtree_of(repo, f"{format_cid(found)}:{path}")
-    cid = root.cid()
-    return Overlaid(repo.blocks, cid, root.to_block()), cid
+    return subtree_blocks(repo.blocks, repo.resolve(version).root, path)
 
 
 def _ordered(

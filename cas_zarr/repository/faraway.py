@@ -391,7 +391,7 @@ def _subtree(blocks: _Beside, root: CidBytes, location: Location) -> CidBytes:
             f"there is no group or array {location.path!r} in ipfs://{location.name}; open it "
             "without a path to see what there is"
         )
-    document = Root(view.root.header, node)
+    document = view.root.subtree(node)
     blocks.made.put(document.cid(), document.to_block())
     return document.cid()
 

@@ -16,26 +16,22 @@ from urllib.parse import urlsplit
 
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.ipfsnode import IpfsNode
-from cas_zarr.blocks.readonly import Overlaid
 from cas_zarr.cid import DAG_JSON, CidBytes, CidLike, ReadableCids, codec_of, format_cid
 from cas_zarr.errors import (
     BlockNotFoundError,
     InvalidArgumentError,
-    NotFoundError,
     RemoteError,
 )
 from cas_zarr.repository.published import Published, note_published, published_at
 from cas_zarr.repository.sending import Outgoing, Progress, Sent, send
+from cas_zarr.repository.subtrees import subtree_blocks
 from cas_zarr.repository.versions import CUT, Commits
-from cas_zarr.tree.node import Root
-from cas_zarr.tree.shards import TreeReader
 from cas_zarr.tree.upward import Has, upward
-from cas_zarr.tree.view import TreeView
 
 if TYPE_CHECKING:
     from cas_zarr.repository.repository import Repository
 
-__all__ = ["NODE", "PublishReport", "View", "publish", "subtree_document"]
+__all__ = ["NODE", "PublishReport", "View", "publish"]
 
 NODE = "http://127.0.0.1:5001"
 """Address of the RPC of a node that runs here with its defaults."""
@@ -150,11 +146,8 @@ def publish(
     if history and (path or view != "root"):
         raise InvalidArgumentError("a history is of whole datasets: leave out path, and the view")
     found = repo.resolve(version)
-    blocks, root = repo.blocks, found.root
-    if path := path.strip("/"):
-        document = subtree_document(blocks, root, path)
-        root = document.cid()
-        blocks = Overlaid(blocks, root, document.to_block())
+    path = path.strip("/")
+    blocks, root = subtree_blocks(repo.blocks, found.root, path)
     node = as_node(to, token=token)
     work = _Work(repo, node, blocks, name or "", path, progress)
     before = node.requests
@@ -184,23 +177,6 @@ def publish(
         ipns=ipns,
         location=node.location,
     )
-
-
-def subtree_document(blocks: BlockStore, root: CidBytes, path: str) -> Root:
-    """Return the document of a group or an array of a dataset.
-
-    Raises
-    ------
-    NotFoundError
-        If there is none at `path`.
-    """
-    whole = Root.from_block(blocks.get(root))
-    node = TreeView(TreeReader(blocks), whole).node(path)
-    if not node:
-        raise NotFoundError(
-            f"there is no group or array at {path!r} in {format_cid(root)}; list the folder above"
-        )
-    return Root(whole.header, node)
 
 
 class _Work:

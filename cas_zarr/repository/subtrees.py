@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.readonly import Overlaid
-from cas_zarr.cid import DAG_JSON, CidLike, as_cid_bytes, codec_of, format_cid
+from cas_zarr.cid import DAG_JSON, CidBytes, CidLike, as_cid_bytes, codec_of, format_cid
 from cas_zarr.errors import InvalidArgumentError, NotFoundError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.guard import Guard
 from cas_zarr.repository.names import looks_like_cid
 from cas_zarr.repository.versions import split_place
-from cas_zarr.tree.node import Header, Root
+from cas_zarr.tree.node import Root
 from cas_zarr.tree.shards import TreeReader
 from cas_zarr.tree.view import TreeView
 
 if TYPE_CHECKING:
     from cas_zarr.repository.repository import Repository
 
-__all__ = ["Source", "attach", "subtree_of"]
+__all__ = ["Source", "attach", "subtree_blocks", "subtree_of"]
 
 
 Source: TypeAlias = "Repository | BlockStore | str | os.PathLike[str]"
@@ -98,6 +98,10 @@ def subtree_of(place: Repository | BlockStore, version: CidLike) -> Root:
             )
     else:
         blocks, cid = place.blocks, place.resolve(version).root
+    return _document(blocks, cid, inner)
+
+
+def _document(blocks: BlockStore, cid: CidBytes, inner: str) -> Root:
     root = Root.from_block(blocks.get(cid))
     if not inner:
         return root
@@ -106,8 +110,29 @@ def subtree_of(place: Repository | BlockStore, version: CidLike) -> Root:
         raise NotFoundError(
             f"there is no node {inner!r} in {format_cid(cid)}; list the folder above it"
         )
-    header = root.header  # a header of its own: what the dataset says of itself is not the part's
-    return Root(Header(header.function, header.needs, header.needs_to_write), node)
+    return root.subtree(node)
+
+
+def subtree_blocks(blocks: BlockStore, root: CidBytes, path: str) -> tuple[BlockStore, CidBytes]:
+    """Return the blocks with the document of a part of a dataset among them, and its CID.
+
+    Parameters
+    ----------
+    blocks : BlockStore
+    root : CidBytes
+    path : str
+        "" is the whole dataset.
+
+    Raises
+    ------
+    NotFoundError
+        If there is nothing at the path.
+    """
+    if not path:
+        return blocks, root
+    document = _document(blocks, root, path)
+    cid = document.cid()
+    return Overlaid(blocks, cid, document.to_block()), cid
 
 
 def _is_cid(version: str) -> bool:

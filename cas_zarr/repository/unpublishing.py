@@ -147,20 +147,15 @@ class _Alive:
 
     def _all(self, kind: str, path: str) -> Iterator[CidBytes]:
         """Yield what publications of a kind and a path have, or would have, of all roots."""
-        from cas_zarr.blocks.readonly import Overlaid
-        from cas_zarr.repository.publishing import subtree_document
+        from cas_zarr.repository.subtrees import subtree_blocks
         from cas_zarr.repository.unixfsview import UnixfsView
 
         for root in self.roots:
-            blocks = self.blocks
-            if path:
-                try:
-                    document = subtree_document(blocks, root, path)
-                except NotFoundError:
-                    continue
-                root = document.cid()
-                blocks = Overlaid(blocks, root, document.to_block())
-            yield UnixfsView(blocks, root).cid if kind == "unixfs" else root
+            try:
+                blocks, cid = subtree_blocks(self.blocks, root, path)
+            except NotFoundError:
+                continue
+            yield UnixfsView(blocks, cid).cid if kind == "unixfs" else cid
 
 
 def _of_version(repo: Repository, version: CidLike, one: Published) -> bool:

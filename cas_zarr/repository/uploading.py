@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cas_zarr.blocks.readonly import Overlaid
 from cas_zarr.cid import CidBytes, CidLike, ReadableCids
 from cas_zarr.errors import InvalidArgumentError
 from cas_zarr.repository.sending import Progress, send
+from cas_zarr.repository.subtrees import subtree_blocks
 
 if TYPE_CHECKING:
     from cas_zarr.blocks.http import HttpClient
@@ -80,22 +80,16 @@ def upload_car(
         taken. What has arrived stays.
     """
     from cas_zarr.blocks.kubo import KuboNode
-    from cas_zarr.repository.publishing import subtree_document
     from cas_zarr.tree.upward import upward
 
     if not isinstance(to, str):
         raise InvalidArgumentError("a car is uploaded to an address; to a node, publish")
     node = KuboNode(to, token=token, client=client)
-    blocks, root = repo.blocks, repo.resolve(version).root
-    old = None if since is None else repo.resolve(since).root
-    if path := path.strip("/"):
-        document = subtree_document(blocks, root, path)
-        if old is not None:
-            before = subtree_document(blocks, old, path)
-            old = before.cid()
-            blocks = Overlaid(blocks, old, before.to_block())
-        root = document.cid()
-        blocks = Overlaid(blocks, root, document.to_block())
+    path = path.strip("/")
+    blocks, old = repo.blocks, None
+    if since is not None:
+        blocks, old = subtree_blocks(blocks, repo.resolve(since).root, path)
+    blocks, root = subtree_blocks(blocks, repo.resolve(version).root, path)
 
     def pinning(pieces: Iterable[bytes]) -> None:
         node.import_car(pieces, pin_roots=True)

@@ -251,6 +251,14 @@ class Root:
         """Return the CID of the document."""
         return cid_of(DAG_JSON, self.header.function, self.to_block())
 
+    def subtree(self, node: Node) -> Root:
+        """Return the document of a node below, with a header of its own.
+
+        What the dataset says of itself is not the part's: `extra` stays behind.
+        """
+        header = self.header
+        return Root(Header(header.function, header.needs, header.needs_to_write), node)
+
     @classmethod
     def from_block(cls, data: BytesLike) -> Root:
         """Decode and check a document.

@@ -23,8 +23,10 @@ from cas_zarr.errors import (
 )
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.repository import Repository
+from cas_zarr.repository.subtrees import subtree_blocks, subtree_of
 from cas_zarr.tree.node import Header, Root
 from cas_zarr.tree.view import TreeView
+from tests.servers.counting import counting_gateway
 
 KEYS = {
     "zarr.json": b'{"node_type": "group"}',
@@ -392,3 +394,22 @@ def test_a_store_on_a_bare_mapping_attaches_by_cid() -> None:
     store = CASStore(mapping)
     store.attach("x", mapping.flush())
     assert content(mapping) == {**KEYS, **{f"x/{key}": KEYS[key] for key in KEYS}}
+
+
+def test_a_part_has_one_cid_whoever_asks() -> None:
+    mapping = filled()
+    mapping.flush()
+    header = Header(mapping.view.root.header.function, extra={"said": "of the whole"})
+    root = Root(header, mapping.view.root.node)
+    mapping.blocks.put(root.cid(), root.to_block())
+    whole = CASMapping(mapping.blocks, root.cid(), read_only=True)
+    blocks, cid = subtree_blocks(mapping.blocks, root.cid(), "air")
+    assert cid == whole.cid("air")
+    assert cid == subtree_of(mapping.blocks, f"{format_cid(root.cid())}:air").cid()
+    assert content(CASMapping(blocks, cid, read_only=True))["t/c/0/0"] == b"0"
+    assert subtree_blocks(mapping.blocks, root.cid(), "") == (mapping.blocks, root.cid())
+    with counting_gateway(mapping.blocks) as server:
+        there = Repository.open(f"ipfs://{format_cid(root.cid())}/air", gateways=server.url)
+        record = there.refs.branch("main")
+        assert record is not None
+        assert record.work == cid
