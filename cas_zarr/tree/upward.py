@@ -14,16 +14,17 @@ import numpy as np
 
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.cid import DAG_PB, CidBytes, CidLike, as_cid_bytes
-from cas_zarr.errors import CasZarrError, FormatError
+from cas_zarr.errors import FormatError
 from cas_zarr.parallel import map_ordered
 from cas_zarr.tree.chunktree import ChunkTree, TreeRef
 from cas_zarr.tree.descent import CHUNKS, descend, matches
+from cas_zarr.tree.earlier import Earlier, not_had
 from cas_zarr.tree.keys import MAX_DEPTH, parse_form
 from cas_zarr.tree.morton import search
 from cas_zarr.tree.node import Node, Root, ShardRef, Value
-from cas_zarr.tree.shards import TreeReader, get_child, get_key
+from cas_zarr.tree.shards import TreeReader
 from cas_zarr.tree.table import Table
-from cas_zarr.tree.values import file_blocks, is_file
+from cas_zarr.tree.values import is_file
 
 __all__ = ["Has", "upward"]
 
@@ -73,7 +74,7 @@ def upward(
 class _Upward:
     def __init__(self, blocks: BlockStore, since_blocks: BlockStore, has: Has | None) -> None:
         self.reader = TreeReader(blocks)
-        self.since = self.reader if since_blocks is blocks else TreeReader(since_blocks)
+        self.since = Earlier(self.reader if since_blocks is blocks else TreeReader(since_blocks))
         self.has = has
         self.done: set[CidBytes] = set()  # shards and pages
         self.recent: OrderedDict[CidBytes, None] = OrderedDict()  # values
@@ -81,7 +82,7 @@ class _Upward:
     def run(self, cid: CidBytes, since: CidBytes | None) -> Iterator[CidBytes]:
         if cid == since or self._had(cid):
             return
-        old = None if since is None else Root.from_block(self.since.blocks.get(since)).node
+        old = None if since is None else Root.from_block(self.since.reader.blocks.get(since)).node
         yield from self._node(Root.from_block(self.reader.blocks.get(cid)).node, old, 0)
         yield cid
 
@@ -112,22 +113,9 @@ class _Upward:
         depth: int,
     ) -> Iterator[CidBytes]:
         for name, value in keys.items():
-            yield from self._value(value, None if old is None else self._old_key(old, name))
+            yield from self._value(value, self.since.key(old, name))
         for name, node in nodes.items():
-            child = None if old is None else self._old_child(old, name)
-            yield from self._node(node, child, depth + 1)
-
-    def _old_key(self, old: Node, name: str) -> Value | None:
-        try:
-            return get_key(self.since, old, name)
-        except CasZarrError:  # what cannot be read is not had
-            return None
-
-    def _old_child(self, old: Node, name: str) -> Node | None:
-        try:
-            return get_child(self.since, old, name)
-        except CasZarrError:  # what cannot be read is not had
-            return None
+            yield from self._node(node, self.since.child(old, name), depth + 1)
 
     def _shards(
         self, refs: Sequence[ShardRef], known: Sequence[ShardRef], old: Node | None, depth: int
@@ -135,7 +123,7 @@ class _Upward:
         if not refs:
             return
         while known and known[0].level > refs[0].level:
-            known = self._below(known, frozenset())
+            known = self.since.below(known, ())
         shared = frozenset(known)
         below: Sequence[ShardRef] | None = None
         for ref in refs:
@@ -148,21 +136,10 @@ class _Upward:
             if shard.shards:
                 if below is None:
                     alike = bool(known) and known[0].level == ref.level
-                    below = self._below(known, frozenset(refs)) if alike else known
+                    below = self.since.below(known, frozenset(refs)) if alike else known
                 yield from self._shards(shard.shards, below, old, depth)
             yield from self._entries(shard.keys, shard.nodes, old, depth)
             yield ref.cid
-
-    def _below(self, refs: Sequence[ShardRef], without: frozenset[ShardRef]) -> list[ShardRef]:
-        """Return what the shards of `since` list, but for those that are not opened."""
-        out: list[ShardRef] = []
-        for ref in refs:
-            if ref.level and ref not in without:
-                try:
-                    out.extend(self.since.shard(ref).shards)
-                except CasZarrError:  # what cannot be read is not had
-                    continue
-        return out
 
     # -- values -----------------------------------------------------------------------------
 
@@ -185,13 +162,7 @@ class _Upward:
         if not is_file(cid):
             yield cid
         elif asked or not self._had(cid):
-            had = frozenset[CidBytes]()
-            if old is not None and is_file(old.cid):
-                try:
-                    had = frozenset(file_blocks(self.since, old.cid, old.size))
-                except CasZarrError:  # what cannot be read is not had
-                    had = frozenset()
-            yield from self._file(cid, size, had, 0)
+            yield from self._file(cid, size, self.since.file_blocks(old), 0)
 
     def _file(
         self, cid: CidBytes, size: int, had: frozenset[CidBytes], depth: int
@@ -226,10 +197,10 @@ class _Upward:
                 return
         steps = descend(
             tree,
-            None if old is None else ChunkTree(self.since, old, ndim),
+            None if old is None else ChunkTree(self.since.reader, old, ndim),
             only_a=True,
             fresh=(pages := _Pages(self, tree)).chosen,
-            on_error=(None, _not_had),
+            on_error=(None, not_had),
         )
         for level, rows, others in steps:
             if len(rows) == 0:
@@ -326,7 +297,3 @@ class _Pages:
             waiting = self.waiting[level]
             while waiting and (code is None or waiting[0][0] <= code):
                 yield waiting.popleft()[1]
-
-
-def _not_had(cid: CidBytes, error: CasZarrError) -> None:
-    """Take a page of `since` that cannot be read for one that it does not have."""

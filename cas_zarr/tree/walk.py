@@ -13,10 +13,11 @@ from cas_zarr.cid import DAG_PB, CidBytes, CidLike, as_cid_bytes
 from cas_zarr.errors import CasZarrError, FormatError
 from cas_zarr.tree.chunktree import ChunkTree, TreeRef
 from cas_zarr.tree.descent import CHUNKS, descend, matches
+from cas_zarr.tree.earlier import Earlier, not_had
 from cas_zarr.tree.keys import MAX_DEPTH, chunk_names, parse_form
 from cas_zarr.tree.morton import decode
 from cas_zarr.tree.node import Node, Root, ShardRef, Value
-from cas_zarr.tree.shards import TreeReader, get_child, get_key
+from cas_zarr.tree.shards import TreeReader
 from cas_zarr.tree.table import Table
 from cas_zarr.tree.values import file_blocks, is_file
 
@@ -64,21 +65,21 @@ def reachable(
         return walk.run(cid, None)
     old = as_cid_bytes(since)
     if since_blocks is not None and since_blocks is not blocks:
-        walk.since = TreeReader(since_blocks)
+        walk.since = Earlier(TreeReader(since_blocks))
     return walk.run(cid, old) if old != cid else iter(())
 
 
 class _Walk:
     def __init__(self, reader: TreeReader, values: bool, on_error: OnError | None) -> None:
         self.reader = reader
-        self.since = reader
+        self.since = Earlier(reader)
         self.values = values
         self.on_error = on_error
         self.seen: set[CidBytes] = set()
         self.opened: set[CidBytes] = set()  # pages: a value may have the CID of one
 
     def run(self, cid: CidBytes, since: CidBytes | None) -> Iterator[tuple[str, CidBytes]]:
-        old = None if since is None else Root.from_block(self.since.blocks.get(since)).node
+        old = None if since is None else Root.from_block(self.since.reader.blocks.get(since)).node
         yield from self._once("", cid)
         pending: list[tuple[str, Node, Node | None]] = []
         with self._guard("", cid):
@@ -125,23 +126,11 @@ class _Walk:
         pending: list[tuple[str, Node, Node | None]],
     ) -> Iterator[tuple[str, CidBytes]]:
         for name, node in nodes.items():
-            child = None
-            if old is not None:
-                try:
-                    child = get_child(self.since, old, name)
-                except CasZarrError:  # what cannot be read is not had
-                    child = None
-            pending.append((base + name, node, child))
+            pending.append((base + name, node, self.since.child(old, name)))
         if not self.values:
             return
         for name, value in keys.items():
-            was = None
-            if old is not None:
-                try:
-                    was = get_key(self.since, old, name)
-                except CasZarrError:
-                    was = None
-            yield from self._value(base + name, value, was)
+            yield from self._value(base + name, value, self.since.key(old, name))
 
     def _shards(
         self,
@@ -154,7 +143,7 @@ class _Walk:
         refs, known = list(node.shards), list(old.shards) if old is not None else []
         while refs:
             while known and known[0].level > refs[0].level:
-                known = self._below(known, set())
+                known = self.since.below(known, ())
             shared = set(known)
             inner: list[ShardRef] = []
             for ref in refs:
@@ -166,19 +155,8 @@ class _Walk:
                     inner.extend(shard.shards)
                     yield from self._entries(base, shard.keys, shard.nodes, old, pending)
             if known and known[0].level == refs[0].level:
-                known = self._below(known, set(refs))
+                known = self.since.below(known, set(refs))
             refs = inner
-
-    def _below(self, refs: list[ShardRef], without: set[ShardRef]) -> list[ShardRef]:
-        """Return what the shards of `since` list, but for those that are not opened."""
-        out: list[ShardRef] = []
-        for ref in refs:
-            if ref.level and ref not in without:
-                try:
-                    out.extend(self.since.shard(ref).shards)
-                except CasZarrError:  # what cannot be read is not had
-                    continue
-        return out
 
     # -- values and chunks ------------------------------------------------------------------
 
@@ -192,17 +170,11 @@ class _Walk:
             self.seen.add(cid)
             yield key, cid
             return
-        had = self._file_blocks(old) if old is not None and is_file(old.cid) else frozenset()
+        had = self.since.file_blocks(old)
         with self._guard(key, cid):
             for block in file_blocks(self.reader, cid, size):
                 if block not in had:
                     yield from self._once(key, block)
-
-    def _file_blocks(self, old: Value) -> frozenset[CidBytes]:
-        try:
-            return frozenset(file_blocks(self.since, old.cid, old.size))
-        except CasZarrError:  # what cannot be read is not had
-            return frozenset()
 
     def _tree(
         self, path: str, form: str, ref: TreeRef, old: TreeRef | None
@@ -224,10 +196,10 @@ class _Walk:
 
         steps = descend(
             tree,
-            None if old is None else ChunkTree(self.since, old, ndim),
+            None if old is None else ChunkTree(self.since.reader, old, ndim),
             only_a=True,
             fresh=self._fresh,
-            on_error=(unread, _not_had),
+            on_error=(unread, not_had),
         )
         for level, rows, others in steps:
             if level == CHUNKS:
@@ -259,7 +231,3 @@ class _Walk:
         for row, name in enumerate(chunk_names(kind, decode(rows.codes, ndim))):
             value = Value(CidBytes(rows.cids[row].tobytes()), sizes[row])
             yield from self._value(base + name, value, before.get(row))
-
-
-def _not_had(cid: CidBytes, error: CasZarrError) -> None:
-    """Take a page of `since` that cannot be read for one that it does not have."""
