@@ -451,26 +451,12 @@ def _forward(repo: Repository, branch: str, old: Branch | None, tip: CidBytes) -
         return old
     if shown not in (committed, new.work):
         raise _dropped(repo, branch)
-    if old.commit is not None and not _comes_before(commits, old.commit, tip):
+    if old.commit is not None and old.commit not in commits.walk(tip):
         raise ConflictError(
             f"branch {branch!r} of {repo.location} has commits that are not in the history of "
             f"{format_cid(tip)}; import it to another branch, and merge that"
         )
     return new
-
-
-def _comes_before(commits: Commits, old: CidBytes, tip: CidBytes) -> bool:
-    seen = {tip}
-    pending = [tip]
-    while pending:
-        cid = pending.pop()
-        if cid == old:
-            return True
-        for parent in commits.parents(cid):
-            if parent not in seen:
-                seen.add(parent)
-                pending.append(parent)
-    return False
 
 
 def _upon(

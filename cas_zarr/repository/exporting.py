@@ -321,7 +321,7 @@ def _history(repo: Repository, version: CidLike, since: CidLike | None) -> _Plan
 def _commits(repo: Repository, tip: CidBytes, base: CidBytes | None) -> Iterator[CidBytes]:
     """Yield the blocks of a history, newest commit first, each beside the one before."""
     commits = Commits(repo.blocks, repo.refs)
-    had = _ancestors(commits, base)
+    had = set() if base is None else set(commits.walk(base))
     done: set[CidBytes] = set()
     beside = None if base is None else commits.read(base).root
     if tip in had:
@@ -348,17 +348,6 @@ def _commits(repo: Repository, tip: CidBytes, base: CidBytes | None) -> Iterator
             if parent not in met and parent not in had:
                 met.add(parent)
                 heapq.heappush(queue, (-commits.read(parent).time, parent))
-
-
-def _ancestors(commits: Commits, tip: CidBytes | None) -> set[CidBytes]:
-    found: set[CidBytes] = set()
-    pending = [] if tip is None else [tip]
-    while pending:
-        cid = pending.pop()
-        if cid not in found:
-            found.add(cid)
-            pending.extend(commits.parents(cid))
-    return found
 
 
 # -- writing ------------------------------------------------------------------------------------

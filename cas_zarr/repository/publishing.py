@@ -8,9 +8,9 @@ next one. The pin at the end lets the node itself go through all that it has to 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
@@ -25,6 +25,7 @@ from cas_zarr.errors import (
 from cas_zarr.repository.published import Published, note_published, published_at
 from cas_zarr.repository.sending import Outgoing, Progress, Sent, send
 from cas_zarr.repository.subtrees import subtree_blocks
+from cas_zarr.repository.transfer import parents_first
 from cas_zarr.repository.versions import CUT, Commits
 from cas_zarr.tree.upward import Has, upward
 
@@ -276,15 +277,10 @@ class _Work:
             return next(iter(pinned.values()), None)
         commits = Commits(held, self.repo.refs)
         tips = (record.commit for record in self.repo.branches().values())
-        queue = deque(tip for tip in tips if tip is not None)
-        seen = set(queue)
-        while queue and len(seen) < _ANCESTORS:
-            commit = queue.popleft()
+        walk = commits.walk(*(tip for tip in tips if tip is not None))
+        for commit in islice(walk, _ANCESTORS):
             if (root := commits.read(commit).root) in pinned:
                 return pinned[root]
-            ahead = [one for one in commits.parents(commit) if one not in seen]
-            seen.update(ahead)
-            queue.extend(ahead)
         return next(iter(pinned.values()))
 
     # -- sending and pinning ------------------------------------------------------------------
@@ -361,17 +357,4 @@ class _Work:
 
 def _parents_first(commits: Commits, tip: CidBytes) -> list[CidBytes]:
     """Return a commit and all that came before it, parents before children."""
-    order: list[CidBytes] = []
-    done: set[CidBytes] = set()
-    pending = [tip]
-    while pending:
-        cid = pending[-1]
-        ahead = [one for one in commits.parents(cid) if one not in done]
-        if ahead and cid not in done:
-            pending.extend(ahead)
-            continue
-        pending.pop()
-        if cid not in done:
-            done.add(cid)
-            order.append(cid)
-    return order
+    return list(parents_first({cid: commits.parents(cid) for cid in commits.walk(tip)}))

@@ -8,7 +8,6 @@ there: whatever happens before, the target is as it was, and the next transfer c
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -581,7 +580,7 @@ def _check_push(
     """Refuse to move a branch of the target where that would drop something."""
     if record is None or force or record.commit == commit:
         return
-    if record.commit is not None and not _leads_to(own, commit, record.commit):
+    if record.commit is not None and record.commit not in own.walk(commit):
         raise ConflictError(
             f"branch {name!r} of {there.location} has commits that are not in the history of "
             f"{name!r} here (its newest is {format_cid(record.commit)}); pull first, or push with "
@@ -595,21 +594,6 @@ def _check_push(
             f"branch {name!r} of {there.location} has uncommitted work; commit it there and pull, "
             "push to another branch, or push with force"
         )
-
-
-def _leads_to(commits: Commits, cid: CidBytes, old: CidBytes) -> bool:
-    """Tell whether `old` is `cid` or comes before it."""
-    seen = {cid}
-    pending = deque([cid])
-    while pending:
-        cid = pending.popleft()
-        if cid == old:
-            return True
-        for parent in commits.parents(cid):
-            if parent not in seen:
-                seen.add(parent)
-                pending.append(parent)
-    return False
 
 
 def _commit_of(repo: Repository, name: str, *, tag: bool = False) -> CidBytes:

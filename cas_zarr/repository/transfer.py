@@ -27,7 +27,7 @@ from cas_zarr.tree.walk import reachable
 if TYPE_CHECKING:
     from cas_zarr.repository.repository import Repository
 
-__all__ = ["Copier", "Known", "Plan", "Progress", "plan"]
+__all__ = ["Copier", "Known", "Plan", "Progress", "parents_first", "plan"]
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called now and then with the blocks and the bytes that have been copied."""
@@ -236,7 +236,7 @@ class Known:
         """Yield all commits that a ref leads to, parents before children."""
         while self._ahead:
             self._step()
-        return _parents_first({cid: self.commits.parents(cid) for cid in self._met})
+        return parents_first({cid: self.commits.parents(cid) for cid in self._met})
 
     def _step(self) -> None:
         _, cid = heapq.heappop(self._ahead)
@@ -305,13 +305,14 @@ def plan(source: Commits, known: Known, tips: Iterable[CidBytes], depth: int | N
         return cid in found or known.surely_has(cid)
 
     return Plan(
-        list(_parents_first(found)),
+        list(parents_first(found)),
         {cid for cid in found if not all(map(there, source.read(cid).parents))},
         {cid for cid in cut_there if all(map(there, source.read(cid).parents))},
     )
 
 
-def _parents_first(found: dict[CidBytes, tuple[CidBytes, ...]]) -> Iterator[CidBytes]:
+def parents_first(found: dict[CidBytes, tuple[CidBytes, ...]]) -> Iterator[CidBytes]:
+    """Yield commits, given with their parents, the parents before what follows them."""
     done: set[CidBytes] = set()
     for tip in found:
         pending = [tip]

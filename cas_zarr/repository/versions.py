@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cas_zarr.blocks.base import BlockStore
@@ -136,6 +138,18 @@ class Commits:
     def parents(self, cid: CidBytes) -> tuple[CidBytes, ...]:
         """Return the parents of a commit as far as they are part of the history here."""
         return () if cid in self.cut else self.read(cid).parents
+
+    def walk(self, *tips: CidBytes) -> Iterator[CidBytes]:
+        """Yield commits and all that comes before them here, each once, the nearer ones first."""
+        pending = deque(dict.fromkeys(tips))
+        seen = set(pending)
+        while pending:
+            cid = pending.popleft()
+            yield cid
+            for parent in self.parents(cid):
+                if parent not in seen:
+                    seen.add(parent)
+                    pending.append(parent)
 
 
 def parents_of(blocks: BlockStore, refs: Refs, cid: CidBytes) -> tuple[CidBytes, ...]:
