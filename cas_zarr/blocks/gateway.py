@@ -19,8 +19,9 @@ from urllib.parse import quote
 
 from cas_zarr.blocks.base import MAX_BLOCK_SIZE, checked
 from cas_zarr.blocks.carstream import Car, blocks_of
+from cas_zarr.blocks.flights import Flights
 from cas_zarr.blocks.health import Budget, Health, health_of, in_order
-from cas_zarr.blocks.hedging import Flights, Race
+from cas_zarr.blocks.hedging import Race
 from cas_zarr.blocks.http import HttpClient, Response, Watch, retry_after
 from cas_zarr.blocks.readonly import ReadOnlyBlocks
 from cas_zarr.blocks.transport import parse_url
@@ -252,7 +253,7 @@ class GatewayBlocks(ReadOnlyBlocks):
                 search.spoilt(server, str(error), again=error.status is None)
             return None
         if response.status == 200:
-            if search.verify and search.method == "GET" and not _sound(search.cid, response):
+            if search.verify and not matches(search.cid, response.body):
                 self._lied(search, server, _described(response))
                 return None
             server.answered(time.monotonic() - began)
@@ -354,7 +355,7 @@ class GatewayBlocks(ReadOnlyBlocks):
             began = time.monotonic()
             given = False
             try:
-                with self._client.stream("GET", url, headers=_CAR, connect_timeout=None) as stream:
+                with self._client.stream("GET", url, headers=_CAR) as stream:
                     if stream.status in _GONE:
                         missing += 1
                         continue
@@ -398,10 +399,6 @@ def _template(url: str) -> str:
         # Kubo sends those who call it by this name to a host for each CID.
         head = head.replace("localhost", "127.0.0.1", 1)
     return head + "{cid}" + (tail.rstrip("/") if mark else "")
-
-
-def _sound(cid: CidBytes, response: Response) -> bool:
-    return matches(cid, response.body)
 
 
 def _described(response: Response) -> str:

@@ -1,4 +1,4 @@
-"""Asking several servers for one thing, and asking once where many want the same.
+"""Asking several servers for one thing.
 
 A request runs in the thread of the caller. Only where the server stays silent for longer than is
 usual for it, another thread asks the next server as well; the first good answer ends the other
@@ -7,7 +7,6 @@ request.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -17,7 +16,7 @@ from typing import Generic, TypeVar
 from cas_zarr.blocks.health import Budget, Health
 from cas_zarr.blocks.transport import Watch
 
-__all__ = ["Flights", "Race"]
+__all__ = ["Race"]
 
 _T = TypeVar("_T")
 
@@ -120,50 +119,3 @@ class Race(Generic[_T]):
             with self._changed:
                 self._helpers -= 1
                 self._changed.notify_all()
-
-
-class _Flight(Generic[_T]):
-    __slots__ = ("answer", "done", "error")
-
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self.answer: _T | None = None
-        self.error: Exception | None = None
-
-
-class Flights(Generic[_T]):
-    """Questions under way: who asks what another thread asks already waits for its answer."""
-
-    def __init__(self) -> None:
-        self._under_way: dict[object, _Flight[_T]] = {}
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
-
-    def do(self, key: object, ask: Callable[[], _T], *, timeout: float) -> _T:
-        """Return what `ask` gives, called once for all who want `key` at the time."""
-        if self._pid != os.getpid():  # the threads of the parent will not answer
-            self._pid = os.getpid()
-            self._under_way, self._lock = {}, threading.Lock()
-        with self._lock:
-            flight = self._under_way.get(key)
-            if flight is None:
-                mine = self._under_way[key] = _Flight()
-        if flight is not None:
-            if not flight.done.wait(timeout):
-                return ask()
-            if flight.error is not None:
-                raise type(flight.error)(*flight.error.args)
-            return flight.answer  # type: ignore[return-value]
-        try:
-            mine.answer = ask()
-        except Exception as error:
-            mine.error = error
-            raise
-        except BaseException:  # interrupted: the others ask again
-            mine.error = TimeoutError("the request was given up")
-            raise
-        finally:
-            with self._lock:
-                self._under_way.pop(key, None)
-            mine.done.set()
-        return mine.answer

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from typing import TypeAlias, TypeVar
 
 from cas_zarr.blocks.base import BlockStore, checked
+from cas_zarr.blocks.flights import Flights
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import BytesLike, CidBytes, CidLike, format_cid
 from cas_zarr.errors import (
     BlockNotFoundError,
-    CasZarrError,
     CorruptBlockError,
     FormatError,
     NotFoundError,
@@ -69,7 +68,7 @@ class TieredBlocks(BlockStore):
         self._opened: dict[int, BlockStore] = {}
         self._lock = threading.Lock()
         self._unflushed = 0
-        self._flights: dict[CidBytes, Future[bytes | None]] = {}
+        self._flights: Flights[bytes | None] = Flights()
         self._identity = id(local) if isinstance(local, MemoryBlocks) else local.location
 
     @property
@@ -212,25 +211,10 @@ class TieredBlocks(BlockStore):
         """
         if not self.remote:
             return self._fetch_alone(cid)
-        with self._lock:
-            flight = self._flights.get(cid)
-            leading = flight is None
-            if flight is None:
-                flight = self._flights[cid] = Future()
-        if not leading:
-            return flight.result()
-        try:
-            # Since it was looked for here, another thread may have been quicker.
-            data = self.local.get_held([cid]).get(cid) or self._fetch_alone(cid)
-        except BaseException as error:
-            flight.set_exception(error if isinstance(error, CasZarrError) else _abandoned(cid))
-            raise
-        else:
-            flight.set_result(data)
-            return data
-        finally:
-            with self._lock:
-                del self._flights[cid]
+        # Since it was looked for here, another thread may have been quicker.
+        return self._flights.do(
+            cid, lambda: self.local.get_held([cid]).get(cid) or self._fetch_alone(cid)
+        )
 
     def _fetch_alone(self, cid: CidBytes) -> bytes | None:
         data = self._ask(lambda place: place.get(cid), cid)
@@ -339,7 +323,3 @@ class TieredBlocks(BlockStore):
                 place = behind if isinstance(behind, BlockStore) else behind()
                 self._opened[row] = place
             return place
-
-
-def _abandoned(cid: CidBytes) -> StorageError:
-    return StorageError(f"the thread that fetched block {format_cid(cid)} was ended; repeat")
