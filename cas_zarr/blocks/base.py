@@ -8,10 +8,9 @@ whose hash cannot be checked is refused before a backend sees it.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import Self, final
+from typing import final
 
 from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import (
@@ -29,6 +28,7 @@ from cas_zarr.cid import (
     hash_of,
     make_cid,
 )
+from cas_zarr.closing import Closing
 from cas_zarr.errors import (
     BlockNotFoundError,
     CorruptBlockError,
@@ -51,7 +51,7 @@ _DIGESTS = {
 }
 
 
-class BlockStore(ABC):
+class BlockStore(Closing):
     """A place that holds blocks.
 
     Attributes
@@ -253,17 +253,6 @@ class BlockStore(ABC):
 
     def close(self) -> None:
         """Release files and memory. What was not flushed may be lost."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _not_found(self, cid: CidBytes) -> BlockNotFoundError:
         return BlockNotFoundError(

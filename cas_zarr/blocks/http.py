@@ -18,8 +18,7 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self, TypeAlias
+from typing import TypeAlias
 from urllib.parse import urljoin
 
 from cas_zarr.blocks.transport import (
@@ -32,6 +31,7 @@ from cas_zarr.blocks.transport import (
     shown,
     usable,
 )
+from cas_zarr.closing import Closing
 from cas_zarr.errors import InvalidArgumentError, RemoteError
 
 __all__ = ["MAX_BODY", "HttpClient", "HttpStream", "Response", "Watch", "retry_after"]
@@ -70,7 +70,7 @@ class Response:
     body: bytes = field(repr=False)
 
 
-class HttpStream:
+class HttpStream(Closing):
     """An answer whose body is read piece by piece; a context manager.
 
     It can be read as a binary file that cannot seek, by `CarReader` for one. Leaving it before its
@@ -121,17 +121,6 @@ class HttpStream:
                 f"the answer comes in the encoding {encoding[:40]!r}, which was not asked for; "
                 "use a server that sends bytes as they are"
             )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the pieces of the body as they come."""
@@ -248,7 +237,7 @@ class HttpStream:
         return RemoteError(f"{method} {shown(url)}: {why}", status=self.status)
 
 
-class HttpClient:
+class HttpClient(Closing):
     """An HTTP client that threads may share, with connections that are kept open.
 
     Parameters
@@ -295,17 +284,6 @@ class HttpClient:
 
     def __repr__(self) -> str:
         return f"HttpClient(timeout={self.timeout}, connect_timeout={self.connect_timeout})"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the idle connections. A client that is used again opens new ones."""

@@ -14,8 +14,7 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -29,6 +28,7 @@ from cas_zarr.cid import (
     format_cid,
     hash_of,
 )
+from cas_zarr.closing import Closing
 from cas_zarr.codecs.carindex import (
     MULTIHASH_INDEX_SORTED,
     Digests,
@@ -222,7 +222,7 @@ def section_head(cid: CidBytes, size: int) -> bytes:
     return encode_varint(len(cid) + size) + cid
 
 
-class CarReader:
+class CarReader(Closing):
     """The blocks of a CAR, one after another.
 
     Parameters
@@ -277,17 +277,6 @@ class CarReader:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file if this reader opened it."""

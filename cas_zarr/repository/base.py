@@ -9,13 +9,13 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.cache import Cache
 from cas_zarr.blocks.local import LocalBlocks
 from cas_zarr.cid import BLAKE3, CidBytes, CidLike, HashFunction
+from cas_zarr.closing import Closing
 from cas_zarr.errors import ReadOnlyError, RepositoryNotFoundError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.faraway import NodeLike, Sources, open_faraway
@@ -36,7 +36,7 @@ from cas_zarr.repository.versions import Resolved, not_found, resolve
 __all__ = ["RepositoryBase"]
 
 
-class RepositoryBase:
+class RepositoryBase(Closing):
     """A place of blocks and refs: where it is, and what its names mean.
 
     Attributes
@@ -310,17 +310,6 @@ class RepositoryBase:
         with self._lock:
             if self._blocks is not None and self._memory is None:
                 self._blocks.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- versions -----------------------------------------------------------------------------
 

@@ -14,10 +14,10 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from cas_zarr.cid import CidBytes, CidLike
+from cas_zarr.closing import Closing
 from cas_zarr.errors import CasZarrError, InvalidArgumentError, ReadOnlyError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.subtrees import Source, attach
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Session", "View", "close_sessions"]
 
 
-class Session:
+class Session(Closing):
     """A writable view of a branch.
 
     Nothing that was written is lost when a session is closed, left, collected or alive at a
@@ -194,17 +194,6 @@ class Session:
     def close(self) -> None:
         """Flush."""
         self.tree.leave()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class View:
