@@ -8,6 +8,7 @@ directory. Every byte is verified.
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -197,20 +198,20 @@ class _File(AbstractBufferedFile):  # type: ignore[misc]
         return bytes(self.fs.cat_file(self.path, start, end))
 
 
-class _Tree:
+class _Tree(ABC):
     """Files and folders below one CID. A missing one is a NotFoundError."""
 
+    @abstractmethod
     def size(self, key: str) -> int | None:
         """Return the size of a file, None for a folder."""
-        raise NotImplementedError
 
+    @abstractmethod
     def names(self, key: str) -> Mapping[str, int | None]:
         """Return what is in a folder, with sizes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, key: str, start: int | None, stop: int | None) -> bytes:
         """Return bytes of a file; numbers below 0 count from its end."""
-        raise NotImplementedError
 
 
 class _Dataset(_Tree):

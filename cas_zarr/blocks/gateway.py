@@ -96,6 +96,8 @@ class GatewayBlocks(ReadOnlyBlocks):
     ...     blocks.get("bafkr4i...")
     """
 
+    remote = True
+
     def __init__(
         self,
         urls: str | Sequence[str],

@@ -439,6 +439,8 @@ class KuboBlocks(BlockStore):
         The node, or the address of its RPC.
     """
 
+    remote = True
+
     def __init__(self, node: IpfsNode | str, *, read_only: bool = False) -> None:
         self.node = KuboNode(node) if isinstance(node, str) else node
         self.read_only = read_only

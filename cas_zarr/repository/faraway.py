@@ -246,17 +246,13 @@ def _node_blocks(sources: Sources) -> BlockStore:
 
     node = sources.open_node()
     assert node is not None
-    blocks: BlockStore = KuboBlocks(node)
-    blocks.remote = True
-    return blocks
+    return KuboBlocks(node)
 
 
 def _gateway_blocks(urls: Sequence[str]) -> BlockStore:
     from cas_zarr.blocks.gateway import GatewayBlocks
 
-    blocks: BlockStore = GatewayBlocks(urls)
-    blocks.remote = True
-    return blocks
+    return GatewayBlocks(urls)
 
 
 def _is_here(url: str) -> bool:
@@ -465,6 +461,5 @@ def _open_server(location: Location, sources: Sources) -> Faraway:
     from cas_zarr.repository.webrefs import open_web
 
     refs, gateway, function = open_web(location.text)
-    gateway.remote = True
     blocks = _Beside(location.text, TieredBlocks(sources.keep([location.text]), [gateway]))
     return Faraway(location.text, location.text, refs, blocks, function)
