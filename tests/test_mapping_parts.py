@@ -168,6 +168,18 @@ def test_links_that_make_no_sense_are_refused() -> None:
     assert mapping.flush() == root
 
 
+def test_links_are_copied_before_set_links_returns() -> None:
+    one, two = CASMapping(MemoryBlocks()), CASMapping(MemoryBlocks())
+    arrays = [links(mapping, [(x, 0) for x in range(200)]) for mapping in (one, two)]
+    for mapping, (places, cids, sizes) in zip((one, two), arrays, strict=True):
+        mapping["a/zarr.json"] = b"{}"
+        mapping.set_links("a", places, cids, sizes)
+    for array in arrays[0]:
+        array[:] = 0
+    assert one["a/c/7/0"] == two["a/c/7/0"] == b"(7, 0)"
+    assert one.flush() == two.flush()
+
+
 # -- two writers ----------------------------------------------------------------------------
 
 

@@ -9,14 +9,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cas_zarr.cid import DAG_CBOR, DAG_PB, DIGEST_SIZE, HASHES, RAW, CidBytes, HashFunction
+from cas_zarr.cid import DAG_CBOR, DAG_PB, HASHES, RAW, CidBytes, HashFunction, make_cid
 from cas_zarr.codecs.shardindex import ShardLayout, parse_layout
 from cas_zarr.errors import InvalidArgumentError, LimitError, NotFoundError
 from cas_zarr.tree.changes import Changes, pack_value, unpack_value
-from cas_zarr.tree.chunktree import TreeRef
+from cas_zarr.tree.chunktree import TreeRef, chunk_table
 from cas_zarr.tree.classify import Classifier, NodeEdit, moved_keys
 from cas_zarr.tree.keys import chunk_names, form_of, parse_chunk, parse_form, split_key
-from cas_zarr.tree.morton import COORDINATE_BITS, Codes, decode
+from cas_zarr.tree.morton import Codes, decode, encode
 from cas_zarr.tree.node import DOCUMENT_LIMIT, EMPTY, Document, Node, Root, Value, document_text
 from cas_zarr.tree.page import CID_SIZE
 from cas_zarr.tree.shards import edit_entries, get_child
@@ -28,6 +28,14 @@ from cas_zarr.tree.view import TreeView
 __all__ = ["ChunkEdit", "apply", "bind", "link"]
 
 _DOCUMENT: Final = "zarr.json"
+_CID_HEADS: Final = np.frombuffer(  # what comes before the digest, as one number
+    b"".join(
+        make_cid(codec, function, b"")
+        for codec in (RAW, DAG_PB, DAG_CBOR)
+        for function in HASHES.values()
+    ),
+    np.uint32,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,30 +131,22 @@ def link(
             f"{n} chunks need cids of uint8, shape ({n}, {CID_SIZE}), and sizes of shape ({n},), "
             f"not {cids.dtype}, {cids.shape} and {sizes.shape}"
         )
-    if not _is_cid(cids).all():
+    if not _are_cids(cids):
         raise InvalidArgumentError("a cid is not a CIDv1 of raw, dag-pb or dag-cbor")
-    if (sizes < 0).any() or (sizes > MAX_VALUE_SIZE).any():
+    if n and (sizes.min() < 0 or sizes.max() > MAX_VALUE_SIZE):
         raise InvalidArgumentError(f"a size is not in 0 ... {MAX_VALUE_SIZE} bytes")
-    wide = np.ascontiguousarray(sizes, "<u8").view(np.uint8).reshape(n, 8)
-    packed = np.concatenate([cids, wide], axis=1)
-    changes = Changes()
-    application = _Application(view, changes)
+    table = chunk_table(encode(coordinates), cids, sizes.astype(np.uint64), ndim)
+    application = _Application(view, Changes())
     if not application.classifier.owns(path):
         raise NotFoundError(f"there is no array {path!r}; set its zarr.json or .zarray first")
-    places = coordinates.astype(np.int64)
-    if ((places < 0) | (places >> COORDINATE_BITS > 0)).any():
-        raise LimitError(f"a chunk coordinate is beyond 0 ... 2**{COORDINATE_BITS} - 1")
     if _has_folders(view, path, kind):  # some of the keys may belong to an array below
         base = f"{path}/" if path else ""
-        for row, name in enumerate(chunk_names(kind, places)):
-            changes.values[base + name] = packed[row].tobytes()
-        if len(changes.values) < n:
-            raise InvalidArgumentError("a chunk is given twice; give each coordinate once")
+        for row, name in enumerate(chunk_names(kind, decode(table.codes, ndim))):
+            packed = pack_value(CidBytes(table.cids[row].tobytes()), int(table.sizes[row]))
+            application.changes.set_value(base + name, packed)
         return application.run()
     edit = NodeEdit()
-    tree = edit.at(path).tree(kind, ndim)
-    tree.coordinates.append(places)
-    tree.packed.append(packed.tobytes())
+    edit.at(path).tree(kind, ndim).bulk = lambda: (table, table.codes[:0])
     return Root(view.root.header, application.node(view.root.node, edit) or EMPTY)
 
 
@@ -158,11 +158,9 @@ def _has_folders(view: TreeView, path: str, kind: str) -> bool:
     return kind == "/" and node is not None and bool(node.nodes or node.shards)
 
 
-def _is_cid(cids: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    codecs = np.isin(cids[:, 1], (RAW, DAG_PB, DAG_CBOR))
-    hashes = np.isin(cids[:, 2], list(HASHES))
-    good: NDArray[np.bool_] = (cids[:, 0] == 1) & codecs & hashes & (cids[:, 3] == DIGEST_SIZE)
-    return good
+def _are_cids(cids: NDArray[np.uint8]) -> bool:
+    heads = np.ascontiguousarray(cids).view(np.uint32)[:, 0]  # all that stands before the digests
+    return bool(np.isin(heads, _CID_HEADS, kind="sort").all())
 
 
 class _Application:

@@ -108,7 +108,7 @@ def write_pages(
         blocks.append((cid, data))
         cids[row] = np.frombuffer(cid, np.uint8)
     if n == 1 and prefixes[0] == 0:  # the top: its block is written where it is not embedded
-        reader.remember(blocks[0][0], page)
+        reader.remember(blocks[0][0], Page.from_block(blocks[0][1]))  # not the caller's arrays
     else:
         reader.blocks.put_many(blocks)
     codes = np.array(lows, entries.codes.dtype)
