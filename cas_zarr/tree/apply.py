@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cas_zarr.cid import DAG_CBOR, DAG_PB, HASHES, RAW, CidBytes, HashFunction, make_cid
 from cas_zarr.codecs.shardindex import ShardLayout, parse_layout
-from cas_zarr.errors import InvalidArgumentError, LimitError, NotFoundError
+from cas_zarr.errors import InvalidArgumentError, NotFoundError
 from cas_zarr.tree.changes import Changes, pack_value, unpack_value
 from cas_zarr.tree.chunktree import TreeRef, chunk_table
 from cas_zarr.tree.classify import Classifier, NodeEdit, moved_keys
