@@ -9,10 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from cas_zarr.cid import BytesLike, CidBytes, ReadableCids, decode_varint
+from cas_zarr.errors import InvalidArgumentError
 
-__all__ = ["IpfsNode", "Pin", "multihash_of"]
+__all__ = ["IpfsNode", "Pin", "multihash_of", "plain_url"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -143,3 +145,28 @@ def multihash_of(cid: CidBytes) -> bytes:
     if cid[:2] == b"\x12\x20" and len(cid) == 34:
         return cid
     return cid[decode_varint(cid, 1)[1] :]
+
+
+def plain_url(url: object, what: str, example: str) -> str:
+    """Return the address of a service as it may be shown and noted, without a ``/`` at its end.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it is no URL of HTTP, or has a place where a secret stands: a user, a query, a fragment.
+    """
+    if isinstance(url, str) and any(char in url for char in "@?#"):
+        raise InvalidArgumentError(
+            f"the address of {what} holds a user, a query or a fragment; give {example}, and what "
+            "it asks for as a token"
+        )
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else None
+        valid = parts and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none
+        valid = False
+    if not valid:
+        shown = repr(url) if isinstance(url, str) else f"a {type(url).__name__}"
+        raise InvalidArgumentError(f"{shown:.300} is no address of {what}; give one as {example}")
+    assert isinstance(url, str)
+    return url.rstrip("/")

@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 
 from cas_zarr.blocks.base import MAX_BLOCK_SIZE, BlockStore, checked
 from cas_zarr.blocks.http import HttpClient, HttpStream
-from cas_zarr.blocks.ipfsnode import IpfsNode, Pin, multihash_of
+from cas_zarr.blocks.ipfsnode import IpfsNode, Pin, multihash_of, plain_url
 from cas_zarr.cid import (
     DAG_CBOR,
     DAG_JSON,
@@ -40,7 +40,6 @@ from cas_zarr.codecs.car import encode_roots, section_head
 from cas_zarr.errors import (
     BlockNotFoundError,
     CorruptBlockError,
-    InvalidArgumentError,
     InvalidCIDError,
     ReadOnlyError,
     RemoteError,
@@ -89,11 +88,8 @@ class KuboNode(IpfsNode):
         timeout: float = 60.0,
         client: HttpClient | None = None,
     ) -> None:
-        if not isinstance(url, str) or not url.startswith(("http://", "https://")):
-            raise InvalidArgumentError(
-                f"{url!r} is no address of an ipfs node; give one as http://127.0.0.1:5001"
-            )
-        self._url = url.rstrip("/").removesuffix("/api/v0")
+        url = plain_url(url, "an ipfs node", "http://127.0.0.1:5001")
+        self._url = url.removesuffix("/api/v0").rstrip("/")
         self._timeout = timeout
         self._client = client or HttpClient(timeout=timeout)
         self._headers: dict[str, str] = {}

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from urllib.parse import quote, urlencode
 
+from cas_zarr.blocks.ipfsnode import plain_url
 from cas_zarr.cid import CidBytes, CidLike, ReadableCids, as_cid_bytes, format_cid
 from cas_zarr.errors import (
     InvalidArgumentError,
@@ -104,13 +105,10 @@ class PinningService:
     def __init__(self, endpoint: str, token: str, *, client: HttpClient | None = None) -> None:
         from cas_zarr.blocks.http import HttpClient
 
-        if not isinstance(endpoint, str) or not endpoint.startswith(("http://", "https://")):
-            raise InvalidArgumentError(
-                f"{endpoint!r} is no address of a pinning service; give one as https://…"
-            )
+        endpoint = plain_url(endpoint, "a pinning service", "https://pins.example.org")
         if not isinstance(token, str) or not token.strip().isascii() or not token.strip():
             raise InvalidArgumentError(f"the token for {endpoint} is empty, or no ascii text")
-        self.endpoint = endpoint.rstrip("/").removesuffix("/pins")
+        self.endpoint = endpoint.removesuffix("/pins")
         self._token = token.strip()
         self._client = client if client is not None else HttpClient()
 
@@ -182,7 +180,7 @@ class PinningService:
                     "see that a node it can reach has all blocks, then add the pin again"
                 )
             left = end - time.monotonic()
-            if left <= 0:
+            if not left > 0:  # nor of nan
                 raise RemoteError(
                     f"pinning service {self.endpoint} has not pinned {format_cid(pin.cid)} within "
                     f"{timeout:g} s, it is {pin.state}; wait longer, or see that it can reach a "
@@ -215,20 +213,24 @@ class PinningService:
         if not states or any(state not in _STATES for state in states):
             raise InvalidArgumentError(f"{states!r} are no states of pins; they are {_STATES}")
         asked: dict[str, Any] = {"status": list(states), "limit": str(_PAGE)}
-        if cid is not None:
-            asked["cid"] = format_cid(as_cid_bytes(cid))
+        wanted = None if cid is None else as_cid_bytes(cid)
+        if wanted is not None:
+            asked["cid"] = format_cid(wanted)
         if name is not None:
-            asked["name"] = name
+            asked["name"] = _checked_text("name", name)
         if meta is not None:
-            asked["meta"] = json.dumps(dict(meta))
+            asked["meta"] = json.dumps(_checked_meta(meta))
         seen: set[str] = set()
         for _ in range(_MAX_PAGES):
             count, page = self._page(self._ask("GET", f"/pins?{urlencode(asked, doseq=True)}"))
             fresh = [pin for pin in page if pin.request_id not in seen]
             seen.update(pin.request_id for pin in fresh)
-            yield from fresh
+            # a service may pass over what it was asked, and pins are replaced by what is found
+            yield from (pin for pin in fresh if _is_asked(pin, wanted, name, states, meta or {}))
             if not fresh or count <= len(page):
                 return
+            if not page[-1].created:
+                raise self._nonsense("a pin does not say when it was created")
             asked["before"] = page[-1].created
         raise RemoteError(f"pinning service {self.endpoint} lists pins without an end")
 
@@ -281,7 +283,7 @@ class PinningService:
             headers=headers,
             body=body,
             limit=_MAX_ANSWER,
-            retries=0 if method == "POST" else 2,
+            retries=2 if method == "GET" else 0,  # what was done once is not there a second time
         )
         if answer.status not in (200, 202):
             raise self._refusal(answer, method, place)
@@ -313,7 +315,8 @@ class PinningService:
 
     def _nonsense(self, why: str) -> RemoteError:
         return RemoteError(
-            f"{self.endpoint} does not answer as a pinning service does: {why}; check its address"
+            f"{self.endpoint} does not answer as a pinning service does: {self._scrubbed(why)}; "
+            "check its address"
         )
 
     # -- answers ------------------------------------------------------------------------------
@@ -334,7 +337,7 @@ class PinningService:
         if not isinstance(request_id, str) or not 0 < len(request_id) <= _MAX_ID:
             raise self._nonsense("a pin has no requestid")
         if state not in _STATES:
-            raise self._nonsense(f"a pin has the status {state!r:.80}")
+            raise self._nonsense(f"a pin has the status {state!r}")
         if not isinstance(cid, str):
             raise self._nonsense("a pin has no cid")
         try:
@@ -406,6 +409,7 @@ def pin_remote(
         raise InvalidArgumentError(f"{found.name!r} is a root, and a root has no history")
     else:
         cid = found.commit
+    _wanted(cid, name, origins, meta)
     pin = _held(service, cid, name)
     if pin is None:
         old = next(service.list(name=name), None) if name else None
@@ -413,26 +417,41 @@ def pin_remote(
             pin = service.add(cid, name=name, origins=origins, meta=meta)
         else:
             pin = service.replace(old.request_id, cid, name=name, origins=origins, meta=meta)
+    if timeout is not None and pin.cid == cid:
+        pin = service.wait(pin.request_id, timeout=timeout, progress=progress)
     if pin.cid != cid:
         raise RemoteError(
             f"pinning service {service.endpoint} was asked for a pin of {format_cid(cid)} and made "
             f"one of {format_cid(pin.cid)}; ask whoever runs it"
         )
-    if timeout is None:
-        return pin
-    return service.wait(pin.request_id, timeout=timeout, progress=progress)
+    return pin
 
 
 def _held(service: PinningService, cid: CidBytes, name: str) -> RemotePin | None:
     pins = service.list(cid=cid, states=("queued", "pinning", "pinned"))
-    return next((pin for pin in pins if pin.cid == cid and pin.name == name), None)
+    return next((pin for pin in pins if pin.name == name), None)
+
+
+def _is_asked(
+    pin: RemotePin,
+    cid: CidBytes | None,
+    name: str | None,
+    states: Sequence[PinState],
+    meta: Mapping[str, str],
+) -> bool:
+    return (
+        (cid is None or pin.cid == cid)
+        and (name is None or pin.name == name)
+        and pin.state in states
+        and meta.items() <= pin.meta.items()
+    )
 
 
 def _wanted(
     cid: CidLike, name: str, origins: Sequence[str], meta: Mapping[str, str] | None
 ) -> dict[str, Any]:
     wanted: dict[str, Any] = {"cid": format_cid(as_cid_bytes(cid))}
-    if len(name) > _MAX_NAME:
+    if len(_checked_text("name", name)) > _MAX_NAME:
         raise InvalidArgumentError(
             f"the name of a pin has at most {_MAX_NAME} characters, not {len(name)}"
         )
@@ -441,10 +460,22 @@ def _wanted(
     if name:
         wanted["name"] = name
     if origins:
-        wanted["origins"] = list(origins)
+        wanted["origins"] = [_checked_text("origin", origin) for origin in origins]
     if meta:
-        wanted["meta"] = dict(meta)
+        wanted["meta"] = _checked_meta(meta)
     return wanted
+
+
+def _checked_meta(meta: Mapping[str, str]) -> dict[str, str]:
+    return {_checked_text("meta", key): _checked_text("meta", meta[key]) for key in meta}
+
+
+def _checked_text(what: str, text: str) -> str:
+    try:
+        text.encode()
+    except (AttributeError, UnicodeEncodeError):  # no text, or a lone surrogate
+        raise InvalidArgumentError(f"the {what} of a pin is text, not {text!r:.80}") from None
+    return text
 
 
 def _place(request_id: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 from cas_zarr.blocks.kubo import KuboBlocks, KuboNode
 from cas_zarr.cid import BLAKE3, RAW, cid_of, format_cid
 from cas_zarr.codecs.car import encode_roots, section_head
-from cas_zarr.errors import CasZarrError, CorruptBlockError, RemoteError
+from cas_zarr.errors import CasZarrError, CorruptBlockError, InvalidArgumentError, RemoteError
 
 TOKEN = "a-secret-token"
 DATA = b"some block"
@@ -193,3 +193,18 @@ def test_an_import_that_ends_without_its_last_line_did_not_happen() -> None:
     for body in (line + b"\n", line[:20], line + b"\n" + error("unexpected EOF")):
         with node((200, body)) as asked, pytest.raises(CasZarrError):
             asked.import_car([encode_roots([]), section_head(CID, 10), DATA])
+
+
+@pytest.mark.parametrize(
+    "url", ["http://user:pa55@127.0.0.1:5001", "http://x?key=pa55", "http://x#pa55", "u:pa55@x"]
+)
+def test_an_address_with_a_secret_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="token") as caught:
+        KuboNode(url)
+    assert "pa55" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["", "127.0.0.1:5001", "http://", "http://x:99999", "ftp://x", 5])
+def test_what_is_no_address_is_told(url: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="no address of an ipfs node"):
+        KuboNode(url)

@@ -193,3 +193,97 @@ def test_a_service_that_pins_something_else(
     monkeypatch.setattr(server, "add", lambda _: GOOD)
     with pytest.raises(RemoteError, match="was asked for a pin of"):
         pin_remote(repo, service)
+
+
+def test_what_a_service_does_not_filter_is_filtered_here(
+    server: Pinning,
+    service: PinningService,
+    repo: Repository,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    theirs = service.add(cid("theirs"), name="weather of others", meta={"app": "theirs"})
+    service.wait(theirs.request_id, timeout=10)
+    everything = server.listed
+
+    def unfiltered(query: dict[str, list[str]]) -> dict[str, Any]:
+        kept = {key: query[key] for key in ("before", "limit") if key in query}
+        return everything(kept | {"status": ["queued,pinning,pinned,failed"]})
+
+    monkeypatch.setattr(server, "listed", unfiltered)
+    assert list(service.list(name="weather")) == []
+    assert list(service.list(cid=cid("x"))) == []
+    assert list(service.list(states=["failed"])) == []
+    assert list(service.list(meta={"app": "mine"})) == []
+    assert [pin.cid for pin in service.list(meta={"app": "theirs"})] == [theirs.cid]
+    pin_remote(repo, service, name="weather")  # beside the pin of another name, not in its place
+    assert theirs.request_id in server.pins
+
+
+def test_a_list_without_times_is_no_shorter_list(
+    server: Pinning, service: PinningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untimed = {key: GOOD[key] for key in GOOD if key != "created"}
+    monkeypatch.setattr(server, "listed", lambda _: {"count": 2, "results": [untimed]})
+    with pytest.raises(RemoteError, match="when it was created"):
+        list(service.list())
+
+
+def test_a_token_that_is_said_back_in_an_answer_is_not_shown(
+    server: Pinning, service: PinningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for answer in (GOOD | {"status": TOKEN}, GOOD | {"pin": {"cid": f"b{TOKEN}"}}):
+        monkeypatch.setattr(server, "add", lambda _, answer=answer: answer)
+        with pytest.raises(RemoteError, match="does not answer as") as caught:
+            service.add(cid("a"))
+        assert TOKEN not in str(caught.value)
+    failed = GOOD | {"status": "failed", "info": {"status_details": f"no\n{TOKEN}"}}
+    server.pins["1"] = failed
+    with pytest.raises(RemoteError, match="failed to pin") as caught:
+        service.wait("1")
+    assert TOKEN not in str(caught.value)
+
+
+def test_an_address_with_a_secret_is_refused_and_not_shown() -> None:
+    for endpoint in ("https://user:pa55@x.example", "https://x.example?key=pa55", "u:pa55@x", 5):
+        with pytest.raises(InvalidArgumentError) as caught:
+            PinningService(endpoint, TOKEN)  # type: ignore[arg-type]
+        assert "pa55" not in str(caught.value)
+
+
+def test_a_removal_is_not_asked_for_twice(server: Pinning, service: PinningService) -> None:
+    """The second time there is nothing: that would read as if there had never been."""
+    pin = service.add(cid("a"))
+    server.busy = True
+    with pytest.raises(RemoteError) as caught:
+        service.delete(pin.request_id)
+    assert caught.value.status == 503
+
+
+def test_a_pin_that_turns_into_another_while_it_is_waited_for(
+    server: Pinning,
+    service: PinningService,
+    repo: Repository,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "look", lambda _: GOOD)
+    with pytest.raises(RemoteError, match="was asked for a pin of"):
+        pin_remote(repo, service, timeout=10)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "\udcff"},
+        {"name": 5},
+        {"meta": {"a": 5}},
+        {"meta": {"a": "\udcff"}},
+        {"origins": [5]},
+        {"origins": ["\udcff"]},
+    ],
+)
+def test_what_is_no_text_is_refused_before_anything_is_asked(
+    server: Pinning, service: PinningService, repo: Repository, options: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidArgumentError):
+        pin_remote(repo, service, **options)
+    assert server.asked == []

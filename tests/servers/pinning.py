@@ -40,6 +40,8 @@ class Pinning:
         CIDs that it fails to pin.
     broke : bool
         Whether the account has no means left.
+    busy : bool
+        Whether it says so after it has taken a pin away.
     """
 
     def __init__(self) -> None:
@@ -48,6 +50,7 @@ class Pinning:
         self.asked: list[str] = []
         self.failing: set[str] = set()
         self.broke = False
+        self.busy = False
         self.made = 0
         self.lock = threading.Lock()
 
@@ -144,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         if entry is None:
             return _failure(400, "BAD_REQUEST", "which pin?")
         del service.pins[entry["requestid"]]
-        return 202, None
+        return (503, None) if service.busy else (202, None)
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
