@@ -9,10 +9,12 @@ Source: https://ipld.io/specs/transport/car/.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
@@ -38,6 +40,7 @@ from cas_zarr.codecs.carindex import (
     index_codec,
 )
 from cas_zarr.errors import (
+    CasZarrError,
     CorruptBlockError,
     FormatError,
     InvalidArgumentError,
@@ -57,6 +60,7 @@ __all__ = [
     "decode_roots",
     "encode_roots",
     "encode_wrapper",
+    "naming",
     "parse_cid",
     "parse_wrapper",
     "section_head",
@@ -191,6 +195,15 @@ def parse_wrapper(data: bytes) -> tuple[bytes, int, int, int]:
     return data[len(PRAGMA) : at], data_offset, data_size, index_offset
 
 
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Put the name of the file before what is wrong in it."""
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(f"{name}: {error}") from None
+
+
 def parse_cid(data: BytesLike, start: int, end: int) -> tuple[CidBytes, int]:
     """Return the CID that begins at `start` and the offset behind it, at most `end`.
 
@@ -259,11 +272,16 @@ class CarReader(Closing):
         self._owned = isinstance(source, (str, os.PathLike))
         path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "a stream"
         self._name = name or path
+        if isinstance(source, io.TextIOBase):
+            raise InvalidArgumentError(
+                f"{self._name} is open as text; open it as binary, with 'rb'"
+            )
         try:
             self._file: BinaryIO = open(source, "rb") if self._owned else source  # type: ignore[arg-type,assignment]  # noqa: SIM115
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: no path has a NUL
+            number = getattr(error, "errno", None) or errno.EINVAL
             raise StorageError(
-                error.errno or 0, "cannot open a car file; check its path", self._name
+                number, "cannot open a car file; check its path", self._name
             ) from error
         self._max_block = max_block
         self._verify = verify
@@ -272,7 +290,8 @@ class CarReader(Closing):
         self._taken = 0  # bytes of the source before the buffer
         self._limit: int | None = None  # end of the payload in the source
         try:
-            self._start = self._file.tell() if _can_seek(self._file) else None
+            with self._reading():
+                self._start = self._file.tell() if _can_seek(self._file) else None
             self.header = self._read_header()
         except BaseException:
             self.close()
@@ -319,10 +338,11 @@ class CarReader(Closing):
             return None
         if self._start is None:
             raise InvalidArgumentError(f"{self._name} cannot seek, so its index cannot be read")
-        back = self._file.tell()
-        self._file.seek(self._start + self.header.index_offset)
-        data = self._file.read()
-        self._file.seek(back)
+        with self._reading():
+            back = self._file.tell()
+            self._file.seek(self._start + self.header.index_offset)
+            data = self._file.read()
+            self._file.seek(back)
         codec, _ = index_codec(data)
         return decode_index(data) if codec == MULTIHASH_INDEX_SORTED else None
 
@@ -331,13 +351,17 @@ class CarReader(Closing):
     def _read_header(self) -> CarHeader:
         body = self._header_body()
         if body != PRAGMA[1:]:
-            return CarHeader(1, decode_roots(body))
+            with naming(self._name):
+                return CarHeader(1, decode_roots(body))
         wrapper = PRAGMA + self._take(DATA_START - len(PRAGMA))
-        flags, data_offset, data_size, index_offset = parse_wrapper(wrapper)
+        with naming(self._name):
+            flags, data_offset, data_size, index_offset = parse_wrapper(wrapper)
         self._skip(data_offset - DATA_START)
         self._limit = data_offset + data_size
         self._buffer = self._buffer[: max(0, self._limit - self._taken)]
-        roots = decode_roots(self._header_body())
+        body = self._header_body()
+        with naming(self._name):
+            roots = decode_roots(body)
         return CarHeader(2, roots, data_offset, data_size, index_offset, flags)
 
     def _header_body(self) -> bytes:
@@ -359,7 +383,11 @@ class CarReader(Closing):
                     f"at most {self._max_block}"
                 )
             self._fill(min(length, _MAX_CID))
-            cid, stop = parse_cid(self._buffer, self._at, min(self._at + length, len(self._buffer)))
+            end = min(self._at + length, len(self._buffer))
+            try:
+                cid, stop = parse_cid(self._buffer, self._at, end)
+            except FormatError as error:
+                raise FormatError(f"{self._name}, at {offset}: {error}") from None
             size = length - (stop - self._at)
             if size > self._max_block:
                 raise LimitError(
@@ -386,7 +414,7 @@ class CarReader(Closing):
             want = min(max(size - have, _READ_SIZE), 1 << 20)
             if self._limit is not None:
                 want = min(want, self._limit - end)
-            piece = self._file.read(want) if want else b""
+            piece = self._read(want) if want else b""
             if not piece:
                 break
             pieces.append(piece)
@@ -394,6 +422,25 @@ class CarReader(Closing):
             end += len(piece)
         self._buffer = b"".join(pieces)
         return have
+
+    def _read(self, size: int) -> bytes:
+        with self._reading():
+            piece: bytes | None = self._file.read(size)
+            if piece is None:
+                raise BlockingIOError(errno.EAGAIN, "nothing has come yet, and it does not wait")
+        return piece
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except CasZarrError:  # a server's stream says itself what is wrong
+            raise
+        except (OSError, ValueError) as error:  # ValueError: it was closed
+            reason = getattr(error, "strerror", None) or str(error)
+            raise StorageError(
+                f"cannot read {self._name}: {reason.lower()}; open it anew"
+            ) from error
 
     def _take(self, size: int) -> bytes:
         if self._fill(size) < size:
@@ -445,7 +492,8 @@ class CarWriter:
     Notes
     -----
     Blocks with an identity CID are written and not indexed, as go-car does it. Nothing is checked
-    against its CID: blocks come verified.
+    against its CID: blocks come verified. A file without a buffer may take a part of what it is
+    given; the rest is given to it again.
     """
 
     def __init__(
@@ -464,16 +512,16 @@ class CarWriter:
         self._records: dict[tuple[int, int], tuple[bytearray, array[int]]] = {}
         if version == 2:
             self._start = target.tell()
-            target.write(bytes(DATA_START))
+            self._write(bytes(DATA_START))
         header = encode_roots(tuple(roots))
-        target.write(header)
+        self._write(header)
         self._offset = len(header)
 
     def put(self, cid: CidBytes, data: BytesLike) -> int:
         """Write a block; return the offset of its section in the payload, in bytes."""
         head = section_head(cid, len(data))
-        self._file.write(head)
-        self._file.write(data)
+        self._write(head)
+        self._write(data)
         offset = self._offset
         self._offset += len(head) + len(data)
         if self._with_index:
@@ -501,11 +549,21 @@ class CarWriter:
                 )
                 for (code, size), (digests, offsets) in self._records.items()
             )
-            self._file.write(index)
+            self._write(index)
         self._file.seek(self._start)
-        self._file.write(encode_wrapper(self._offset, end if index else 0))
+        self._write(encode_wrapper(self._offset, end if index else 0))
         self._file.seek(self._start + end + len(index))
         return end + len(index)
+
+    def _write(self, data: BytesLike) -> None:
+        done = self._file.write(data)
+        if not isinstance(self._file, io.RawIOBase):  # others take all of it
+            return
+        while done is None or done < len(data):
+            if not done:
+                raise BlockingIOError(errno.EAGAIN, "it takes no more now, and does not wait")
+            data = memoryview(data)[done:]
+            done = self._file.write(data)
 
 
 def _can_seek(file: BinaryIO) -> bool:

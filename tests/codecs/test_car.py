@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import threading
 from pathlib import Path
 from typing import BinaryIO
 
@@ -407,3 +409,89 @@ def test_a_file_object_of_the_caller_stays_open() -> None:
     with CarReader(source) as reader:
         list(reader)
     assert not source.closed
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="check its path"):
+        CarReader("nul\0.car")
+    with pytest.raises(StorageError, match="/proc/self/mem: input/output error"):
+        CarReader("/proc/self/mem")  # opens, and has nothing at its begin
+    path = tmp_path / "x.car"
+    path.write_bytes(_car())
+    with path.open() as text, pytest.raises(InvalidArgumentError, match="'rb'"):
+        CarReader(text)  # type: ignore[arg-type]
+    for buffering in (0, -1):
+        source = path.open("rb", buffering=buffering)
+        reader = CarReader(source)  # type: ignore[arg-type]
+        source.close()
+        for broken in (lambda r=reader: r.index(), lambda s=source: CarReader(s)):
+            with pytest.raises(StorageError, match="closed file"):
+                broken()
+    out, into = os.pipe()
+    os.set_blocking(out, False)
+    with open(out, "rb", buffering=0) as source, open(into, "wb", buffering=0) as target:
+        target.write(encode_roots(()))
+        reader = CarReader(source)  # type: ignore[arg-type]
+        with pytest.raises(StorageError, match="does not wait"):  # it is not at its end
+            list(reader)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"<html>" + b"x" * 100,
+        encode_wrapper(0, 0) + b"x" * 100,
+        encode_wrapper(60, 0) + b"<html>" + b"x" * 100,
+        encode_roots(()) + b"\x0a" + b"\xff" * 10,
+    ],
+)
+def test_what_is_wrong_is_said_of_a_file(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "x.car"
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match=r"x\.car"), CarReader(path) as car:
+        list(car)
+
+
+class _Greedless(io.RawIOBase):
+    """Takes a few bytes at a time, as a socket or a nearly full disk may."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        piece = bytes(data)[:7]  # type: ignore[call-overload]
+        self.taken += piece
+        return len(piece)
+
+
+def test_a_file_without_a_buffer_gets_all_of_it() -> None:
+    blocks = [(cid_of(RAW, BLAKE3, data), data) for data in (b"", b"one", bytes(200_000))]
+    target = _Greedless()
+    writer = CarWriter(target, version=1)  # type: ignore[arg-type]
+    for cid, data in blocks:
+        writer.put(cid, memoryview(data))
+    assert writer.finish() == len(target.taken)
+    assert target.taken == _write(blocks, version=1)
+
+
+def test_a_pipe_that_does_not_wait_is_told_when_it_is_full() -> None:
+    data = bytes(1 << 20)
+    out, into = os.pipe()
+    os.set_blocking(into, False)
+    with open(out, "rb"), open(into, "wb", buffering=0) as target:
+        writer = CarWriter(target, version=1)
+        with pytest.raises(BlockingIOError):
+            writer.put(cid_of(RAW, BLAKE3, data), data)
+    out, into = os.pipe()
+    read: list[bytes] = []
+    with open(out, "rb") as source, open(into, "wb", buffering=0) as target:
+        thread = threading.Thread(target=lambda: read.append(source.read()))
+        thread.start()
+        writer = CarWriter(target, version=1)
+        writer.put(cid_of(RAW, BLAKE3, data), data)
+        target.close()
+        thread.join()
+    assert len(read[0]) == writer.finish()
