@@ -20,6 +20,7 @@ if sys.platform != "win32":
     import fcntl
 
 __all__ = [
+    "appends",
     "create",
     "failure",
     "fsync",
@@ -63,6 +64,11 @@ def failure(error: OSError, doing: str, path: str) -> StorageError:
 def create(path: str) -> int:
     """Create a new file for reading and writing; `FileExistsError` if it is there."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def appends(fd: int) -> bool:
+    """Tell whether all that is written goes to the end of the file, wherever one seeks to."""
+    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)
 
 
 def make_folder(path: str) -> None:

@@ -65,8 +65,8 @@ def export_command(
     v1 has not, for someone who has v1 already.
 
     The file can be opened in place as a dataset, imported into any repository, or given to IPFS
-    (ipfs dag import). The same version gives the same bytes. To the standard output goes a CAR of
-    version 1, without an index: a pipe cannot seek.
+    (ipfs dag import). The same version gives the same bytes. To a pipe goes a CAR of version 1,
+    which has no index, as a pipe cannot seek.
     """
     begin, dots, end = version.partition("..")
     if dots and not (begin and end):

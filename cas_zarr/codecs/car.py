@@ -57,6 +57,7 @@ __all__ = [
     "CarReader",
     "CarWriter",
     "Section",
+    "can_seek",
     "decode_roots",
     "encode_roots",
     "encode_wrapper",
@@ -291,7 +292,7 @@ class CarReader(Closing):
         self._limit: int | None = None  # end of the payload in the source
         try:
             with self._reading():
-                self._start = self._file.tell() if _can_seek(self._file) else None
+                self._start = self._file.tell() if can_seek(self._file) else None
             self.header = self._read_header()
         except BaseException:
             self.close()
@@ -566,7 +567,8 @@ class CarWriter:
             done = self._file.write(data)
 
 
-def _can_seek(file: BinaryIO) -> bool:
+def can_seek(file: BinaryIO) -> bool:
+    """Tell whether a file object can seek."""
     seekable = getattr(file, "seekable", None)  # an answer of a server may not have it
     return seekable is not None and bool(seekable())
 

@@ -11,10 +11,11 @@ nothing links: which root whoever imports it needs to have (see `CarNote`).
 from __future__ import annotations
 
 import heapq
+import io
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from operator import index
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeAlias
@@ -34,7 +35,7 @@ from cas_zarr.cid import (
     format_cid,
 )
 from cas_zarr.codecs import dagcbor
-from cas_zarr.codecs.car import CarWriter
+from cas_zarr.codecs.car import CarWriter, can_seek
 from cas_zarr.errors import (
     BlockNotFoundError,
     ConflictError,
@@ -158,8 +159,9 @@ def export(
     version : str, bytes or CID
     target : path or binary file object
         A file is written under another name, made durable and then renamed: whatever happens, no
-        half of one is left. A file object is written from where it stands and not closed; one that
-        cannot seek gets a CARv1.
+        half of one is left. A named pipe or a device is written to as it is. A file object is
+        written from where it stands and not closed; one that cannot seek, or was opened to append,
+        gets a CARv1.
     path : str
         Export only this group or array. The root of the CAR is the document of the subtree, whose
         CID is the same wherever it lies: the CAR opens as a dataset of its own. A box of an array
@@ -202,15 +204,12 @@ def export(
         )
     plan = _history(repo, version, since) if history else _tree(repo, version, part, since)
     if isinstance(target, (str, os.PathLike)):
-        return _to_path(plan, os.fspath(target), progress)
-    try:
+        return _to_path(plan, os.fsdecode(target), progress)
+    is_file = hasattr(target, "write") and not isinstance(target, io.TextIOBase)
+    if not is_file or getattr(target, "closed", False):
+        raise InvalidArgumentError(f"{target!r} is no path, and no file that is open as binary")
+    with _telling(str(getattr(target, "name", "a stream"))):
         return _write(plan, target, progress)
-    except OSError as error:
-        if isinstance(error, (StorageError, BrokenPipeError)):  # the latter is the reader's choice
-            raise
-        raise disk.failure(
-            error, "write a car file", getattr(target, "name", "a stream")
-        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,34 +353,45 @@ def _commits(repo: Repository, tip: CidBytes, base: CidBytes | None) -> Iterator
 
 
 def _to_path(plan: _Plan, path: str, progress: Progress | None) -> ExportReport:
-    folder, name = os.path.split(os.path.abspath(path))
-    if not name or os.path.isdir(path):
+    if "\0" in path:
+        raise InvalidArgumentError(f"{path!r} is no path of a file")
+    if not os.path.basename(path) or os.path.isdir(path):
         raise InvalidArgumentError(f"{path!r} is a folder; name a file to write")
-    part = os.path.join(folder, f".{name[:100]}.{secrets.token_hex(6)}.part")
-    try:
+    if os.path.exists(path) and not os.path.isfile(path):
+        with _telling(path), open(path, "wb") as pipe:
+            return _write(plan, pipe, progress)
+    path = os.path.realpath(path)  # a link stays, and what it leads to is replaced
+    folder, name = os.path.split(path)
+    part = os.path.join(folder, f".{name[:40]}.{secrets.token_hex(6)}.part")
+    with _telling(path):
         fd = disk.create(part)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ValueError):
-            raise InvalidArgumentError(f"{path!r} is no path of a file") from None
-        raise disk.failure(error, "write a car file", path) from error
-    try:
-        with open(fd, "r+b", closefd=True) as file:
-            report = _write(plan, file, progress)
-            file.flush()
-            disk.fsync(fd)
-        disk.rename(part, path)
-        disk.fsync_folder(folder)
-    except BaseException as error:
-        with suppress(OSError):
-            disk.unlink(part)
-        if isinstance(error, OSError) and not isinstance(error, StorageError):
-            raise disk.failure(error, "write a car file", path) from error
-        raise
+        try:
+            with open(fd, "r+b", closefd=True) as file:
+                report = _write(plan, file, progress)
+                file.flush()
+                disk.fsync(fd)
+            disk.rename(part, path)
+            disk.fsync_folder(folder)
+        except BaseException:
+            with suppress(OSError):
+                disk.unlink(part)
+            raise
     return report
 
 
+@contextmanager
+def _telling(path: str) -> Iterator[None]:
+    """Say of a failed system call what it was for."""
+    try:
+        yield
+    except (StorageError, BrokenPipeError):  # who reads a pipe may have had enough
+        raise
+    except OSError as error:
+        raise disk.failure(error, "write a car file", path) from error
+
+
 def _write(plan: _Plan, file: BinaryIO, progress: Progress | None) -> ExportReport:
-    version = 2 if file.seekable() else 1
+    version = 2 if _can_rewrite(file) else 1
     writer = CarWriter(file, [plan.root], version=version)
     if plan.since is not None or plan.box:
         writer.put(*CarNote(plan.root, plan.since, plan.box).to_block())
@@ -394,6 +404,16 @@ def _write(plan: _Plan, file: BinaryIO, progress: Progress | None) -> ExportRepo
         if progress is not None:
             progress(blocks, size)
     return ExportReport(plan.root, plan.since, blocks, writer.finish(), version)
+
+
+def _can_rewrite(file: BinaryIO) -> bool:
+    """Tell whether the begin of a file can be written last."""
+    if not can_seek(file):
+        return False
+    try:
+        return not disk.appends(file.fileno())
+    except (OSError, AttributeError):  # none of the system's
+        return True
 
 
 def _batches(cids: Iterable[CidBytes]) -> Iterator[list[CidBytes]]:

@@ -179,8 +179,16 @@ def test_what_makes_no_sense_is_refused(repo: Repository, tmp_path: Path) -> Non
     for version, options in (("none", {}), ("main", {"since": "none"})):
         with pytest.raises(VersionNotFoundError):
             export(repo, version, path, **options)  # type: ignore[arg-type]
-    with pytest.raises(InvalidArgumentError, match="is a folder"):
-        export(repo, "main", tmp_path)
+    for folder in (tmp_path, f"{tmp_path}/none/"):
+        with pytest.raises(InvalidArgumentError, match="is a folder"):
+            export(repo, "main", folder)
+    with pytest.raises(InvalidArgumentError, match="no path of a file"):
+        export(repo, "main", f"{tmp_path}/nul\0")
+    closed = io.BytesIO()
+    closed.close()
+    for target in (5, b"x.car", io.StringIO(), closed):
+        with pytest.raises(InvalidArgumentError, match="no file that is open as binary"):
+            export(repo, "main", target)  # type: ignore[arg-type]
     with pytest.raises(StorageError):
         export(repo, "main", tmp_path / "none" / "x.car")
     assert list(tmp_path.iterdir()) == []
@@ -216,6 +224,44 @@ def test_a_file_object_that_fails_is_told(repo: Repository, tmp_path: Path) -> N
         export(repo, "main", file)
     with open("/dev/full", "r+b", buffering=0) as file, pytest.raises(StorageError, match="space"):
         export(repo, "main", file)
+
+
+def test_a_pipe_and_a_link_stay_what_they_are(repo: Repository, tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    export(repo, "main", whole)
+    pipe, link, real = tmp_path / "pipe", tmp_path / "latest.car", tmp_path / "far" / "x.car"
+    os.mkfifo(pipe)
+    read: list[bytes] = []
+    thread = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
+    thread.start()
+    report = export(repo, "main", pipe)
+    thread.join(timeout=10)
+    assert pipe.is_fifo()
+    assert (len(read[0]), report.version) == (report.size, 1)
+    real.parent.mkdir()
+    link.symlink_to(real)
+    for _ in range(2):  # where it leads there is no file, then there is one
+        export(repo, "main", link)
+        assert link.is_symlink()
+        assert real.read_bytes() == whole.getvalue()
+    assert {one.name for one in real.parent.iterdir()} == {"x.car"}
+
+
+def test_any_name_that_a_file_may_have_is_taken(repo: Repository, tmp_path: Path) -> None:
+    for name in ("\u6f22" * 85, "." * 200, os.fsdecode(b"\xff\xfe.car")):
+        export(repo, "main", tmp_path / name)
+        assert len(sections(tmp_path / name)) > 900
+
+
+def test_a_file_that_was_opened_to_append_gets_version_1(repo: Repository, tmp_path: Path) -> None:
+    path = tmp_path / "x.car"
+    path.write_bytes(b"before")
+    with path.open("ab") as target:
+        report = export(repo, "main", target)
+    assert report.version == 1
+    with path.open("rb") as source:
+        assert source.read(6) == b"before"
+        assert import_car(Repository.memory(), source).blocks == report.blocks
 
 
 # -- differences --------------------------------------------------------------------------------
