@@ -35,7 +35,7 @@ from cas_zarr.errors import (
     RemoteError,
 )
 
-__all__ = ["GatewayBlocks"]
+__all__ = ["GatewayBlocks", "gateway_url"]
 
 _RAW = {"accept": "application/vnd.ipld.raw"}
 _CAR = {"accept": "application/vnd.ipld.car; version=1; order=dfs; dups=n"}
@@ -110,10 +110,10 @@ class GatewayBlocks(ReadOnlyBlocks):
         places = [urls] if isinstance(urls, str) else list(urls)
         if not places:
             raise InvalidArgumentError("no gateway is given; give at least one url")
-        self.urls = tuple(dict.fromkeys(_template(url) for url in places))
+        self.urls = tuple(dict.fromkeys(map(gateway_url, places)))
         self._servers = [health_of(url) for url in self.urls]
         self._own = HttpClient() if client is None else None
-        self._client: HttpClient = client or self._own  # type: ignore[assignment]
+        self.client: HttpClient = client or self._own  # type: ignore[assignment]
         self._budget = Budget() if hedge else None
         self._timeout = timeout
         self._parallel = max(1, parallel)
@@ -237,12 +237,12 @@ class GatewayBlocks(ReadOnlyBlocks):
             return None
         url = server.url.replace("{cid}", format_cid(search.cid)) + "?format=raw"
         try:
-            response = self._client.request(
+            response = self.client.request(
                 search.method,
                 url,
                 headers=_RAW,
                 limit=MAX_BLOCK_SIZE,
-                timeout=min(left, self._client.timeout or left),
+                timeout=min(left, self.client.timeout or left),
                 total=left,
                 watch=watch,
                 connect_timeout=min(max(1.0, server.patience), left) if more else None,
@@ -357,7 +357,7 @@ class GatewayBlocks(ReadOnlyBlocks):
             began = time.monotonic()
             given = False
             try:
-                with self._client.stream("GET", url, headers=_CAR) as stream:
+                with self.client.stream("GET", url, headers=_CAR) as stream:
                     if stream.status in _GONE:
                         missing += 1
                         continue
@@ -385,8 +385,14 @@ class GatewayBlocks(ReadOnlyBlocks):
         raise RemoteError(f"no car of {format_cid(cid)} came from {self.location}: {told}")
 
 
-def _template(url: str) -> str:
-    """Return the URL of a gateway with the place of the CID in its path."""
+def gateway_url(url: str) -> str:
+    """Return the URL of a gateway with the place of the CID, ``{cid}``, in its path.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it is none, or holds a user or a password.
+    """
     trial = url.replace("{cid}", "cid")
     (_, host, _), target = parse_url(trial)
     head, mark, tail = url.partition("{cid}")

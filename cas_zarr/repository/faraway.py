@@ -6,10 +6,14 @@ gateways. Nothing is contacted before it is needed.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import quote, urlsplit
 
@@ -40,6 +44,7 @@ from cas_zarr.errors import (
     VersionNotFoundError,
 )
 from cas_zarr.mapping import CASMapping
+from cas_zarr.repository.folder import MARKER
 from cas_zarr.repository.opening import Location, parse_location
 from cas_zarr.repository.refs import Branch, MemoryRefs, Refs
 from cas_zarr.repository.versions import read_commit
@@ -109,17 +114,23 @@ class Sources:
         node: NodeLike | None = None,
         cache: Cache = None,
     ) -> Sources:
-        """Return the record for what a caller gave, checked."""
-        if isinstance(gateways, str):
-            gateways = (gateways,)
+        """Return the record for what a caller gave, checked.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If a gateway or the node is none, or the cache would lie in a repository.
+        """
         if gateways is not None:
-            gateways = tuple(gateways)
+            gateways = (gateways,) if isinstance(gateways, str) else tuple(gateways)
             for url in gateways:
-                if not isinstance(url, str) or urlsplit(url).scheme not in ("http", "https"):
-                    raise InvalidArgumentError(
-                        f"{url!r} is no address of a gateway; give http://host or https://host"
-                    )
-        return cls(gateways, None if node is False else node, cache)
+                _check_gateway(url)
+        folder = cache[0] if isinstance(cache, tuple) and cache else cache
+        if isinstance(folder, (str, os.PathLike)):
+            _check_cache(Path(os.path.abspath(os.fspath(folder))))
+        sources = cls(gateways, None if node is False else node, cache)
+        sources.open_node()
+        return sources
 
     def passing(self) -> Sources:
         """Return the same without a cache, for a reader that keeps what comes itself."""
@@ -143,6 +154,26 @@ class Sources:
         if self.cache is False or (self.cache is None and all(map(_is_here, urls))):
             return RecentBlocks(self.memory)
         return open_cache(self.cache)
+
+
+def _check_gateway(url: object) -> None:
+    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+        raise InvalidArgumentError(
+            f"{url!r} is no address of a gateway; give http://host or https://host"
+        )
+    from cas_zarr.blocks.gateway import gateway_url
+
+    gateway_url(url)
+
+
+def _check_cache(folder: Path) -> None:
+    """Refuse a folder of a repository: a cache removes the packs that were not read for longest."""
+    for place in (folder, folder.parent):
+        if (place / MARKER).exists():
+            raise InvalidArgumentError(
+                f"{folder} is a folder of the repository {place}, whose packs a cache would "
+                "remove; give it another folder"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,9 +260,10 @@ def _content_blocks(location: Location, sources: Sources) -> _Beside:
     gateways = sources.all_gateways(location.gateway)
     behind: list[Behind] = []
     urls = list(gateways)
-    if sources.node is not None:
-        behind.append(partial(_node_blocks, sources))
-        urls.append(sources.node if isinstance(sources.node, str) else LOCAL_NODE)
+    node = sources.open_node()
+    if node is not None:
+        behind.append(partial(_node_blocks, node))
+        urls.append(node.location)
     if gateways:
         behind.append(partial(_gateway_blocks, gateways))
     if not behind:
@@ -241,11 +273,9 @@ def _content_blocks(location: Location, sources: Sources) -> _Beside:
     return _Beside(location.text, TieredBlocks(sources.keep(urls), behind, remote=True))
 
 
-def _node_blocks(sources: Sources) -> BlockStore:
+def _node_blocks(node: IpfsNode) -> BlockStore:
     from cas_zarr.blocks.kubo import KuboBlocks
 
-    node = sources.open_node()
-    assert node is not None
     return KuboBlocks(node)
 
 
@@ -257,7 +287,9 @@ def _gateway_blocks(urls: Sequence[str]) -> BlockStore:
 
 def _is_here(url: str) -> bool:
     host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    with suppress(ValueError):
+        return host == "localhost" or ip_address(host).is_loopback
+    return False
 
 
 class _Beside(ReadOnlyBlocks):
@@ -460,6 +492,7 @@ def _car_branches(
 def _open_server(location: Location, sources: Sources) -> Faraway:
     from cas_zarr.repository.webrefs import open_web
 
+    kept = sources.keep([location.text])
     refs, gateway, function = open_web(location.text)
-    blocks = _Beside(location.text, TieredBlocks(sources.keep([location.text]), [gateway]))
+    blocks = _Beside(location.text, TieredBlocks(kept, [gateway]))
     return Faraway(location.text, location.text, refs, blocks, function)

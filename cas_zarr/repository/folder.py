@@ -43,9 +43,11 @@ from cas_zarr.repository.refs import (
     name_clash,
 )
 
-__all__ = ["FolderRefs", "is_repository", "make_folder", "read_marker"]
+__all__ = ["MARKER", "FolderRefs", "is_repository", "make_folder", "read_marker"]
 
 MARKER = "cas-zarr.json"
+"""The file by which a folder is known as a repository."""
+
 LOCK = "cas-zarr.lock"
 REPOSITORY_TYPE = "cas-zarr/repository"
 REPOSITORY_VERSION = 1

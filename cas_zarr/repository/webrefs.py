@@ -296,7 +296,7 @@ def open_web(
     url : str
         ``http://host:port``, as ``cas-zarr gateway`` prints it.
     client : HttpClient, optional
-        By default one of its own.
+        By default one of its own, which closes with the blocks.
 
     Returns
     -------
@@ -315,13 +315,11 @@ def open_web(
         If the server does not answer, or not as it should.
     """
     from cas_zarr.blocks.gateway import GatewayBlocks
-    from cas_zarr.blocks.http import HttpClient
 
-    made = client or HttpClient()
+    gateway = GatewayBlocks(url, client=client)
     try:
-        refs = WebRefs(url, made)
-        return refs, GatewayBlocks(url, client=made), refs.function
+        refs = WebRefs(url, gateway.client)
     except CasZarrError:
-        if client is None:
-            made.close()
+        gateway.close()
         raise
+    return refs, gateway, refs.function

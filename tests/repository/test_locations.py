@@ -6,12 +6,15 @@ import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import zarr
 
 from cas_zarr import CASStore, Repository
+from cas_zarr.blocks.cache import CacheBlocks, RecentBlocks
+from cas_zarr.blocks.kubo import KuboNode
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import BLAKE3, RAW, CidBytes, cid_of, format_cid
 from cas_zarr.errors import (
@@ -25,6 +28,7 @@ from cas_zarr.repository import faraway
 from cas_zarr.repository.exporting import export
 from cas_zarr.repository.faraway import LOCAL_GATEWAY, PUBLIC_GATEWAYS, Sources
 from cas_zarr.repository.opening import parse_location
+from cas_zarr.repository.prefetching import tier_of
 from tests.servers.counting import Counting, counting_gateway
 
 SOME = format_cid(cid_of(0x0129, BLAKE3, b"{}"))
@@ -98,6 +102,12 @@ def test_other_addresses_that_mean_nothing() -> None:
     assert "secret" not in str(caught.value)
     with pytest.raises(InvalidArgumentError, match="gateway"):
         Sources.of(gateways=["example.org"])
+    for gateway in ("http://[", "http://", "http://user:secret@h", "http://h?x", "http://h /", ""):
+        with pytest.raises(InvalidArgumentError) as caught:
+            Sources.of(gateways=gateway)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(InvalidArgumentError, match="no address of an ipfs node"):
+        Repository.open(f"ipfs://{SOME}", node="127.0.0.1:5001")
     raw = format_cid(cid_of(RAW, BLAKE3, b""))
     with pytest.raises(InvalidArgumentError, match="single block"):
         Repository.open(f"ipfs://{raw}", gateways="http://127.0.0.1:9")
@@ -107,6 +117,36 @@ def test_which_gateways_are_asked() -> None:
     assert Sources.of().all_gateways() == (LOCAL_GATEWAY, *PUBLIC_GATEWAYS)
     assert Sources.of(["http://a"]).all_gateways() == ("http://a",)
     assert Sources.of(["http://a"]).all_gateways("http://b") == ("http://b", "http://a")
+
+
+@pytest.mark.parametrize(
+    ("options", "here"),
+    [
+        ({"gateways": "http://127.0.0.2:80"}, True),
+        ({"gateways": ["http://localhost", "http://[::1]:80"]}, True),
+        ({"gateways": "http://127.evil.example"}, False),
+        ({"gateways": (), "node": "/ip4/127.0.0.1/tcp/5001"}, True),
+        ({"gateways": (), "node": KuboNode("http://192.0.2.1:5001")}, False),
+        ({"gateways": "http://127.0.0.1", "node": "http://192.0.2.1:5001"}, False),
+    ],
+)
+def test_only_what_is_on_this_machine_is_kept_in_memory(
+    options: dict[str, Any], here: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    with Repository.open(f"ipfs://{SOME}", **options) as repo:
+        tier = tier_of(repo.blocks)
+        assert tier is not None
+        assert isinstance(tier.local, RecentBlocks if here else CacheBlocks)
+
+
+def test_a_cache_cannot_lie_in_a_repository(tmp_path: Path) -> None:
+    Repository.open(tmp_path / "r.cas", create=True).close()
+    for folder in (tmp_path / "r.cas", tmp_path / "r.cas" / "packs"):
+        for cache in (str(folder), (folder, 1 << 20)):
+            with pytest.raises(InvalidArgumentError, match="folder of the repository"):
+                Repository.open(f"ipfs://{SOME}", gateways="http://127.0.0.1:9", cache=cache)
+    assert Sources.of(cache=tmp_path / "r.cas.cache").cache
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -321,6 +361,11 @@ def test_a_write_to_memory_is_not_bothered_by_networks(tmp_path: Path) -> None:
     store.flush()
     assert store.prefetch("a").chunks == 10
     assert not store.mapping.blocks.remote
+
+
+def test_what_no_gateway_has_is_told(gateway: Counting) -> None:
+    with pytest.raises(BlockNotFoundError, match=f"{SOME} is not in gateway {gateway.url}; add"):
+        CASStore(f"ipfs://{SOME}", gateways=gateway.url, cache=False)
 
 
 def test_nobody_answers(made: tuple[str, list[CidBytes], np.ndarray]) -> None:

@@ -71,6 +71,16 @@ def lying() -> Iterator[Callable[..., str]]:
         server.server_close()
 
 
+def test_closing_a_repository_closes_its_connections(repo: Repository) -> None:
+    with serve_in_thread(repo) as server:
+        with Repository.open(server.url) as far:
+            assert far.resolve("main~1").root == repo.resolve("main~1").root
+            assert isinstance(far.refs, WebRefs)
+            idle = far.refs._client._idle
+            assert any(idle.values())
+        assert not any(idle.values())
+
+
 def test_refs_are_those_of_the_repository(repo: Repository) -> None:
     with serve_in_thread(repo) as server:
         refs, blocks, function = open_web(server.url)
