@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TypeAlias, TypeVar
 
 from cas_zarr.blocks.base import BlockStore, checked
+from cas_zarr.blocks.cache import CacheBlocks, RecentBlocks
 from cas_zarr.blocks.flights import Flights
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import BytesLike, CidBytes, CidLike, format_cid
 from cas_zarr.errors import (
     BlockNotFoundError,
+    CasZarrError,
     CorruptBlockError,
-    FormatError,
-    NotFoundError,
     StorageError,
 )
 
@@ -69,7 +69,8 @@ class TieredBlocks(BlockStore):
         self._lock = threading.Lock()
         self._unflushed = 0
         self._flights: Flights[bytes | None] = Flights()
-        self._identity = id(local) if isinstance(local, MemoryBlocks) else local.location
+        in_memory = isinstance(local, (MemoryBlocks, RecentBlocks))  # all of one location
+        self._identity = id(local) if in_memory else local.location
 
     @property
     def location(self) -> str:
@@ -134,10 +135,16 @@ class TieredBlocks(BlockStore):
         """
         fetched: dict[CidBytes, bytes] = {}
 
-        def fetch(place: BlockStore) -> bool | None:
-            found = place.get_held([key for key in missing if key not in fetched])
+        def keep(found: dict[CidBytes, bytes]) -> None:
             fetched.update(found)
             self._keep(found.items())
+
+        def fetch(place: BlockStore) -> bool | None:
+            wanted = [key for key in missing if key not in fetched]
+            if place.remote:  # what came stays, also where another does not come
+                map_waiting(lambda key: keep(place.get_held([key])), wanted)
+            else:
+                keep(place.get_held(wanted))
             return len(fetched) == len(missing) or None
 
         try:
@@ -191,16 +198,26 @@ class TieredBlocks(BlockStore):
 
     def close(self) -> None:
         """Keep what was fetched, and release files and memory of all places."""
-        try:
+        with self._lock:
+            opened, self._opened = self._opened, {}
+        given = (place for place in self._behind if isinstance(place, BlockStore))
+        with ExitStack() as stack:
+            for place in {id(place): place for place in (*given, *opened.values())}.values():
+                stack.callback(place.close)
+            stack.callback(self.local.close)
             if self._unflushed:
                 with suppress(StorageError):  # it can be fetched again
                     self.flush()
-        finally:
-            self.local.close()
-            with self._lock:
-                opened, self._opened = self._opened, {}
-            for place in opened.values():
-                place.close()
+
+    def _not_found(self, cid: CidBytes) -> BlockNotFoundError:
+        with self._lock:
+            places = [place.location for place in self._opened.values()]
+        if not places or not isinstance(self.local, (CacheBlocks, RecentBlocks)):
+            places.insert(0, self.location)
+        return BlockNotFoundError(
+            f"block {format_cid(cid)} is not in {', and not in '.join(places)}; add a place that "
+            "has it, or fetch it from there"
+        )
 
     # -- the places behind ------------------------------------------------------------------
 
@@ -241,7 +258,7 @@ class TieredBlocks(BlockStore):
         for row in range(len(self._behind)):
             try:
                 place = self._open(row)
-            except (NotFoundError, FormatError, StorageError):
+            except CasZarrError:
                 continue
             fetch_car = getattr(place, "fetch_car", None)
             if fetch_car is not None:
@@ -255,7 +272,7 @@ class TieredBlocks(BlockStore):
         cid: CidBytes,
     ) -> int:
         count = 0
-        with suppress(NotFoundError, CorruptBlockError, FormatError, StorageError):
+        with suppress(CasZarrError):
             for one in fetch_car(cid, scope="all"):
                 self._keep([one])
                 count += 1
@@ -298,7 +315,7 @@ class TieredBlocks(BlockStore):
                     continue
                 except CorruptBlockError as error:
                     damaged = error
-                except (NotFoundError, FormatError, StorageError) as error:
+                except CasZarrError as error:
                     silent.append(str(error))
                 else:
                     if answer is not None:

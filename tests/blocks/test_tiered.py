@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 
 from cas_zarr.blocks.base import BlockStore
+from cas_zarr.blocks.cache import CacheBlocks, RecentBlocks
 from cas_zarr.blocks.local import LocalBlocks
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.blocks.tiered import TieredBlocks
 from cas_zarr.cid import BLAKE3, RAW, CidBytes, CidLike, cid_of, format_cid
-from cas_zarr.errors import BlockNotFoundError, CorruptBlockError, RepositoryNotFoundError
+from cas_zarr.errors import (
+    BlockNotFoundError,
+    CorruptBlockError,
+    InvalidArgumentError,
+    RemoteError,
+    RepositoryNotFoundError,
+    StorageError,
+)
 from cas_zarr.testing import BlockStoreSuite
 from cas_zarr.testing.blocks import sample_blocks
 
@@ -218,3 +226,76 @@ def test_a_far_place_is_asked_once_for_each_block_and_never_whether_it_has_it() 
     assert sorted(place.reads) == sorted([*blocks, missing])
     assert list(store.get_many(list(blocks))) == list(blocks.values())
     assert len(place.reads) == 9
+
+
+def test_a_far_place_that_fails_on_one_block_loses_none_of_the_others() -> None:
+    blocks = sample_blocks(20)
+    broken = list(blocks)[-1]  # when its turn comes, the others are under way
+
+    class Failing(Slow):
+        def _read(self, cid: CidBytes) -> bytes | None:
+            if cid == broken:
+                raise RemoteError("the connection was closed")
+            return super()._read(cid)
+
+    place = Failing()
+    place.put_many(blocks.items())
+    store = TieredBlocks(MemoryBlocks(), [place])
+    with pytest.raises(BlockNotFoundError, match="connection was closed"):
+        store.get_many(list(blocks))
+    assert set(store.local.list()) == set(blocks) - {broken}
+    place.reads.clear()
+    assert TieredBlocks(store.local, [place, _behind(blocks)]).get_held(list(blocks)) == blocks
+    assert place.reads == []
+
+
+def test_a_place_that_means_nothing_does_not_hide_the_next() -> None:
+    blocks = sample_blocks(3)
+
+    def nowhere() -> BlockStore:
+        raise InvalidArgumentError("'ipfs://x' names no cid")
+
+    for cid, data in blocks.items():
+        store = TieredBlocks(MemoryBlocks(), [nowhere, _behind(blocks)])
+        assert store.get(cid) == data
+        assert store.get_held([cid]) == {cid: data}
+    with pytest.raises(BlockNotFoundError, match="names no cid"):
+        TieredBlocks(MemoryBlocks(), [nowhere]).get(cid)
+
+
+def test_tiers_in_memory_can_stand_behind_each_other() -> None:
+    blocks = sample_blocks(4)
+    store = TieredBlocks(RecentBlocks(), [TieredBlocks(RecentBlocks(), [_behind(blocks)])])
+    assert list(store.get_many(list(blocks))) == list(blocks.values())
+    assert [store.get(cid) for cid in blocks] == list(blocks.values())
+
+
+def test_closing_closes_places_that_were_never_asked() -> None:
+    closed: list[str] = []
+
+    class Closing(MemoryBlocks):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def close(self) -> None:
+            closed.append(self.name)
+            if self.name == "bad":
+                raise StorageError("the disk failed")
+
+    with pytest.raises(StorageError, match="the disk failed"):
+        TieredBlocks(Closing("here"), [Closing("one"), Closing("bad"), Closing("two")]).close()
+    assert sorted(closed) == ["bad", "here", "one", "two"]
+
+
+def test_what_no_place_has_is_told_by_the_places(tmp_path: Path) -> None:
+    cid = cid_of(RAW, BLAKE3, b"nowhere")
+    with LocalBlocks(tmp_path / "p", create=True) as behind:
+        for local in (RecentBlocks(), CacheBlocks(tmp_path / "cache")):
+            store = TieredBlocks(local, [behind])
+            for ask in (store.get, store.size, lambda one, tier=store: tier.get_many([one])):
+                with pytest.raises(BlockNotFoundError, match=f"is not in {behind.location}; add"):
+                    ask(cid)
+            local.close()
+        with pytest.raises(BlockNotFoundError, match=f"in memory, and not in {behind.location}"):
+            TieredBlocks(MemoryBlocks(), [behind]).get(cid)
