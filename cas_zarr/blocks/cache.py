@@ -72,18 +72,27 @@ class CacheBlocks(LocalBlocks):
     """
 
     def __init__(self, folder: str | os.PathLike[str], limit: int = CACHE_LIMIT) -> None:
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < _SMALLEST:
-            raise InvalidArgumentError(
-                f"a cache of {limit!r} bytes is none; give at least {_SMALLEST}"
-            )
         self.limit = limit
-        self._share = min(max(limit >> 4, 1 << 16), _LARGEST)
         self._touched: dict[str, float] = {}
         self._unflushed = 0
         self._since = time.monotonic()
         self._resting = 0.0
         super().__init__(folder, create=True)
         _caches.add(self)
+
+    @property
+    def limit(self) -> int:
+        """Its size, in bytes; what is there beyond a new one goes with the next flush."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < _SMALLEST:
+            raise InvalidArgumentError(
+                f"a cache of {limit!r} bytes is none; give at least {_SMALLEST}"
+            )
+        self._limit = limit
+        self._share = min(max(limit >> 4, 1 << 16), _LARGEST)
 
     @property
     def location(self) -> str:

@@ -171,9 +171,16 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert cache.limit == cache_module.CACHE_LIMIT
     assert open_cache(True) is cache
     assert isinstance(open_cache(False), RecentBlocks)
-    mine = open_cache((tmp_path / "mine", 5 * MIB))
+    mine = open_cache((tmp_path / "mine", 64 * MIB))
     assert isinstance(mine, CacheBlocks)
-    assert (mine.path, mine.limit) == (str(tmp_path / "mine"), 5 * MIB)
+    assert (mine.path, mine.limit) == (str(tmp_path / "mine"), 64 * MIB)
+    assert open_cache((tmp_path / "mine", 2 * MIB)) is mine  # and holds what it was told last
+    mine.put_many(_blocks(30, 60_000).items())
+    assert _size(tmp_path / "mine") > MIB  # it did not wait for a sixteenth of the old limit
+    for wrong_limit in (7, True):
+        with pytest.raises(InvalidArgumentError, match="a cache of"):
+            open_cache((tmp_path / "mine", wrong_limit))
+    assert mine.limit == 2 * MIB
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "file")
     assert isinstance(open_cache(), RecentBlocks)  # no home to write to
