@@ -114,10 +114,10 @@ class KuboNode(IpfsNode):
         with self._stream("block/get", _local(cid), retry=True) as answer:
             if answer.status == 200:
                 return answer.read_all(MAX_BLOCK_SIZE)
-            message = self._message(answer)
-            if _ABSENT.search(message):
+            error = self._error("block/get", answer.status, self._message(answer))
+            if isinstance(error, BlockNotFoundError):
                 return None
-            raise self._error("block/get", answer.status, message)
+            raise error
 
     def block_size(self, cid: CidBytes) -> int | None:
         try:
@@ -173,15 +173,17 @@ class KuboNode(IpfsNode):
         than this one call.
         """
         head, tail, kind = _multipart()
+        whole = done = False
 
         def body() -> Iterator[bytes]:
+            nonlocal whole
             yield head
             for piece in pieces:
                 self.sent += len(piece)  # one import at a time counts here: it is a generator
                 yield piece
             yield tail
+            whole = True
 
-        done = False
         with self._stream(
             "dag/import",
             {"pin-roots": str(pin_roots).lower(), "stats": "true", "allow-big-block": "true"},
@@ -197,7 +199,7 @@ class KuboNode(IpfsNode):
                 if line.get("Message"):
                     raise self._error("dag/import", 200, str(line["Message"]))
                 done |= isinstance(root if pin_roots else line.get("Stats"), dict)
-        if not done:  # it began to answer, and then gave up: the reason is in a trailer
+        if not (done and whole):  # it gave up: where it began to answer, a trailer says why
             raise RemoteError(
                 f"{self._url} broke off a dag/import and did not say why; look at its log, then "
                 "try again"
@@ -396,11 +398,12 @@ class KuboNode(IpfsNode):
 
     def _error(self, call: str, status: int, message: str) -> RemoteError | BlockNotFoundError:
         said = " ".join(self._without_token(message).split())[:500] or "without a reason"
-        if missing := _MISSING.search(said):
+        node_says = status in (200, 500)  # any other is that of a server before it
+        if node_says and (missing := _MISSING.search(said)):
             return BlockNotFoundError(
                 f"block {missing[1]} is not in {self._url} ({call}: {said}); publish it there"
             )
-        if _ABSENT.search(said):
+        if node_says and _ABSENT.search(said):
             return BlockNotFoundError(f"a block is not in {self._url} ({call}: {said})")
         if status in (401, 403):
             why = f"it refuses {call} (status {status}); give the token that its rpc asks for"

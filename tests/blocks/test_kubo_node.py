@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -208,3 +209,37 @@ def test_an_address_with_a_secret_is_refused_and_not_shown(url: str) -> None:
 def test_what_is_no_address_is_told(url: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="no address of an ipfs node"):
         KuboNode(url)
+
+
+@pytest.mark.parametrize("call", ["block_get", "block_size", "is_pinned", "pin_add", "import_car"])
+def test_a_page_that_cannot_be_found_is_no_block(call: str) -> None:
+    """A node says so with status 500; this comes from whatever stands before it."""
+    calls = CALLS | {"block_get": lambda node: node.block_get(CID)}
+    with node((404, b"<html>we could not find the page</html>")) as asked:
+        with pytest.raises(RemoteError) as caught:
+            calls[call](asked)
+        assert caught.value.status == 404
+
+
+def test_an_import_that_was_not_read_to_its_end_did_not_happen() -> None:
+    """A server that answers at once that all is well, and hangs up."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        sock, _ = listener.accept()
+        body = b'{"Stats":{"BlockCount":1,"BlockBytesCount":1}}\n'
+        with sock:
+            sock.recv(1 << 16)
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    asked = KuboNode(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=3.0)
+    blocks = [bytes(1 << 20)] * 64
+    try:
+        with pytest.raises(RemoteError, match="dag/import"):
+            asked.import_car(blocks)
+        assert asked.sent < 64 << 20
+    finally:
+        thread.join()
+        listener.close()
