@@ -1,8 +1,8 @@
-"""A Kubo node and a Node.js, for the tests that speak with programs of others.
+"""A Kubo node, a Node.js and a Chromium, for the tests that speak with programs of others.
 
 `kubo` is a node of this session's own (of each worker's own under xdist): offline, on loopback, in
-a temporary folder. `node_js` runs the scripts in tests/ipfs/js. A program that cannot be had skips
-its tests with the reason, and fails them where `CI` is set.
+a temporary folder. `node_js` runs the scripts in tests/ipfs/js; `chromium` opens pages. A program
+that cannot be had skips its tests with the reason, and fails them where `CI` is set.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import programs
 import pytest
-from running import Kubo, NodeJs
+from running import Chromium, Kubo, NodeJs
 
 
 def brought(find: Callable[[], Path]) -> Path:
@@ -42,3 +42,9 @@ def node_js(tmp_path_factory: pytest.TempPathFactory) -> NodeJs:
     """Return what runs scripts of JavaScript."""
     program, packages = brought(programs.node), brought(programs.node_modules)
     return NodeJs(program, packages, tmp_path_factory.mktemp("js"))
+
+
+@pytest.fixture
+def chromium(tmp_path: Path) -> Chromium:
+    """Return a browser with a profile of its own."""
+    return Chromium(brought(programs.chromium), tmp_path)

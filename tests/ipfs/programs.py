@@ -1,7 +1,8 @@
-"""The programs of others that the tests run: Kubo, Node.js, and packages of npm.
+"""The programs of others that the tests run: Kubo, Node.js, packages of npm, Chromium.
 
 Each is taken from the PATH where it is new enough, else from a cache folder, into which it is
-brought once. `python tests/ipfs/programs.py` brings all of them, and says what it does.
+brought once. `python tests/ipfs/programs.py` brings all of them, and says what it does. Chromium
+is a package of the system: it is installed in CI alone.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["KUBO", "MissingProgramError", "cache", "kubo", "node", "node_modules"]
+__all__ = ["KUBO", "MissingProgramError", "cache", "chromium", "kubo", "node", "node_modules"]
 
 HERE = Path(__file__).resolve().parent
 KUBO = "0.43.1"
+VERSITYGW = "1.8.0"
 OLDEST_NODE = 22
 OFFLINE = {
     "DO_NOT_TRACK": "1",
@@ -49,25 +51,38 @@ def kubo() -> Path:
         version = _answer([found, "version", "--number"])
         if version.startswith(KUBO.rpartition(".")[0] + "."):
             return Path(found)
-    target = cache() / f"kubo-v{KUBO}" / "ipfs"
-    with _one_at_a_time("kubo"):
+    return _built("Kubo", KUBO, "github.com/ipfs/kubo/cmd/ipfs", HERE / "kubo")
+
+
+def versitygw() -> Path:
+    """Return the versitygw, a server of S3, of the version that the tests are written for."""
+    found = shutil.which("versitygw")
+    if found is not None and f" v{VERSITYGW}" in _answer([found, "--version"]):
+        return Path(found)
+    package = "github.com/versity/versitygw/cmd/versitygw"
+    return _built("versitygw", VERSITYGW, package, HERE.parent / "objects" / "versitygw")
+
+
+def _built(name: str, version: str, package: str, source: Path) -> Path:
+    """Return a program of Go, built as the go.mod in a folder says."""
+    target = cache() / f"{name.lower()}-v{version}" / package.rpartition("/")[2]
+    with _one_at_a_time(name.lower()):
         if not target.exists():
-            _build_kubo(target)
+            _build(name, version, package, source, target)
     return target
 
 
-def _build_kubo(target: Path) -> None:
+def _build(name: str, version: str, package: str, source: Path, target: Path) -> None:
     go = shutil.which("go")
     if go is None:
         raise MissingProgramError(
-            f"neither `ipfs` {KUBO} nor `go` is on the PATH; install one of them"
+            f"neither `{target.name}` {version} nor `go` is on the PATH; install one of them"
         )
     with _made_beside(target.parent) as folder:
-        print(f"building Kubo {KUBO} with Go, once: this takes some minutes", file=sys.stderr)
-        package = "github.com/ipfs/kubo/cmd/ipfs"
+        print(f"building {name} {version} with Go, once: this takes some minutes", file=sys.stderr)
         _do(
             [go, "build", "-mod=readonly", "-o", str(folder / target.name), package],
-            HERE / "kubo",
+            source,
             # a workspace around the checkout would change what is built
             {"GOWORK": "off", "GOFLAGS": "-buildvcs=false"},
         )
@@ -86,6 +101,34 @@ def node() -> Path:
 def node_modules() -> Path:
     """Return the folder of the packages that tests/ipfs/js/package-lock.json names."""
     return _installed("js")
+
+
+def chromium() -> Path:
+    """Return a Chromium or a Chrome; Debian's is installed where root runs CI and there is none."""
+    with _one_at_a_time("chromium"):
+        if (found := _chromium()) is not None:
+            return found
+        apt = shutil.which("apt-get")
+        if not os.environ.get("CI") or apt is None or os.geteuid() != 0:
+            raise MissingProgramError(
+                "neither `chromium` nor `google-chrome` is on the PATH; install one, with the "
+                "packages of the system or with `playwright install chromium`"
+            )
+        print("installing chromium with apt-get, once", file=sys.stderr)
+        quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+        _do([apt, "update", "-qq"], HERE, quiet)
+        _do([apt, "install", "-qq", "--no-install-recommends", "chromium"], HERE, quiet)
+        if (found := _chromium()) is None:
+            raise MissingProgramError("apt-get installed chromium, but it is not on the PATH")
+        return found
+
+
+def _chromium() -> Path | None:
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return Path(found)
+    kept = os.environ.get("PLAYWRIGHT_BROWSERS_PATH", Path.home() / ".cache" / "ms-playwright")
+    return max(Path(kept).glob("chromium-*/chrome-linux*/chrome"), default=None)
 
 
 def _installed(name: str) -> Path:
@@ -147,14 +190,15 @@ def _made_beside(target: Path) -> Iterator[Path]:
 
 
 def main() -> int:
-    """Bring every program, and print where each is."""
+    """Bring every program, and print where each is; the status is 1 where CI lacks one."""
     status = 0
-    for what, find in (("kubo", kubo), ("node", node), ("packages of npm", node_modules)):
+    wanted = {"kubo": kubo, "node": node, "packages of npm": node_modules, "chromium": chromium}
+    for what, find in wanted.items():
         try:
             print(f"{what}: {find()}", flush=True)
         except MissingProgramError as error:
             print(f"{what}: {error}", file=sys.stderr)
-            status = 1
+            status = 1 if os.environ.get("CI") else 0
     return status
 
 

@@ -1,4 +1,4 @@
-"""A Kubo node and a Node.js that run for the tests."""
+"""A Kubo node, a Node.js and a Chromium that run for the tests."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import programs
 
-__all__ = ["SUPERVISOR", "Kubo", "NodeJs"]
+__all__ = ["SUPERVISOR", "Chromium", "Kubo", "NodeJs"]
 
 SUPERVISOR = """
 import subprocess, sys
@@ -143,3 +145,37 @@ class NodeJs:
     def json(self, script: str, *arguments: str, input: str | bytes | None = None) -> Any:
         """Run a script, and return the JSON that it prints."""
         return json.loads(self.run(script, *arguments, input=input))
+
+
+class Chromium:
+    """Opens pages without a window, and finds no machine by its name; `log` has what they say."""
+
+    FLAGS = (
+        *("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        "--enable-logging=stderr",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    )
+
+    def __init__(self, program: Path, folder: Path) -> None:
+        self.program = program
+        self.folder = folder
+        self.log = folder / "chromium.log"
+
+    @contextmanager
+    def page(self, url: str) -> Iterator[None]:
+        """Show a page while a context lasts."""
+        root = ["--no-sandbox"] if os.geteuid() == 0 else []
+        profile = f"--user-data-dir={self.folder / 'profile'}"
+        with self.log.open("wb") as log:
+            shown = subprocess.Popen(
+                [sys.executable, "-c", SUPERVISOR, self.program, *self.FLAGS, *root, profile, url],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            yield
+        finally:
+            shown.communicate()  # its input ends, and then it does
