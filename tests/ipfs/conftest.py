@@ -7,23 +7,13 @@ that cannot be had skips its tests with the reason, and fails them where `CI` is
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import programs
 import pytest
+from programs import brought
 from running import Chromium, Kubo, NodeJs
-
-
-def brought(find: Callable[[], Path]) -> Path:
-    """Return a program, or skip what asks for it; in CI a program that is missing is a failure."""
-    try:
-        return find()
-    except programs.MissingProgramError as error:
-        if os.environ.get("CI"):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

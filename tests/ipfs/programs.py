@@ -1,4 +1,4 @@
-"""The programs of others that the tests run: Kubo, Node.js, packages of npm, Chromium.
+"""The programs of others that the tests run: Kubo, versitygw, Node.js, packages of npm, Chromium.
 
 Each is taken from the PATH where it is new enough, else from a cache folder, into which it is
 brought once. `python tests/ipfs/programs.py` brings all of them, and says what it does. Chromium
@@ -15,11 +15,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["KUBO", "MissingProgramError", "cache", "chromium", "kubo", "node", "node_modules"]
+__all__ = [
+    "KUBO",
+    "SUPERVISOR",
+    "MissingProgramError",
+    "brought",
+    "cache",
+    "chromium",
+    "kubo",
+    "node",
+    "node_modules",
+    "versitygw",
+]
 
 HERE = Path(__file__).resolve().parent
 KUBO = "0.43.1"
@@ -32,8 +43,33 @@ OFFLINE = {
 }
 
 
+SUPERVISOR = """
+import subprocess, sys
+program = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+print(program.pid, flush=True)
+sys.stdin.read()  # ends when whoever started this closes it, or is gone
+program.terminate()
+try:
+    program.wait(10)
+except subprocess.TimeoutExpired:
+    program.kill()
+"""
+
+
 class MissingProgramError(Exception):
     """A program is not here and cannot be brought; the message says why, and what would help."""
+
+
+def brought(find: Callable[[], Path]) -> Path:
+    """Return a program, or skip what asks for it; in CI a program that is missing is a failure."""
+    import pytest
+
+    try:
+        return find()
+    except MissingProgramError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
 
 
 def cache() -> Path:
@@ -192,7 +228,13 @@ def _made_beside(target: Path) -> Iterator[Path]:
 def main() -> int:
     """Bring every program, and print where each is; the status is 1 where CI lacks one."""
     status = 0
-    wanted = {"kubo": kubo, "node": node, "packages of npm": node_modules, "chromium": chromium}
+    wanted = {
+        "kubo": kubo,
+        "versitygw": versitygw,
+        "node": node,
+        "packages of npm": node_modules,
+        "chromium": chromium,
+    }
     for what, find in wanted.items():
         try:
             print(f"{what}: {find()}", flush=True)

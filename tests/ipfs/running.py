@@ -14,20 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import programs
+from programs import SUPERVISOR
 
 __all__ = ["SUPERVISOR", "Chromium", "Kubo", "NodeJs"]
-
-SUPERVISOR = """
-import subprocess, sys
-program = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-print(program.pid, flush=True)
-sys.stdin.read()  # ends when whoever started this closes it, or is gone
-program.terminate()
-try:
-    program.wait(10)
-except subprocess.TimeoutExpired:
-    program.kill()
-"""
 
 
 class Kubo:
