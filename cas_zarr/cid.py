@@ -10,6 +10,7 @@ Source: CID, multihash and multicodec specifications, https://github.com/multifo
 from __future__ import annotations
 
 import hashlib
+import threading
 from base64 import b32decode, b32encode
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -243,10 +244,23 @@ def _shown(value: object) -> str:
 
 
 def to_cid(cid: CidBytes) -> CID:
-    """Return a `multiformats.CID` (base32) for the public edge."""
+    """Return a `multiformats.CID` (base32) for the public edge.
+
+    It is built on the stack of a thread: the validation inside multiformats leaves cycles of
+    exceptions behind, and with them every frame up the stack. The caller's arrays would live on
+    until the next garbage collection, and what a store has left to flush would wait for it.
+    """
     from multiformats import CID  # a large import, needed at the edge only
 
-    return CID.decode(format_cid(cid))
+    built: list[CID] = []
+    text = format_cid(cid)
+    thread = threading.Thread(target=lambda: built.append(CID.decode(text)), name="cas-zarr-cid")
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is exiting, and collects everything
+        return CID.decode(text)
+    thread.join()
+    return built[0]
 
 
 def _decode_text(text: str) -> bytes:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import Future
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar
 
@@ -26,7 +26,8 @@ from cas_zarr.errors import CasZarrError, InvalidArgumentError, ReadOnlyError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.faraway import NodeLike
 from cas_zarr.repository.opening import MEMORY
-from cas_zarr.repository.prefetching import Prefetched, Progress, prefetch
+from cas_zarr.repository.prefetching import Prefetched, Progress, prefetch, tier_of
+from cas_zarr.repository.readahead import ReadAhead
 from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.session import Session, View
 from cas_zarr.repository.subtrees import Source, attach
@@ -159,7 +160,10 @@ class CASStore(Store):
         self._strict = strict
         self._pin = pin
         self._consolidation: Consolidation | None = None
-        self._far = session.tree.mapping.blocks.remote
+        mapping = session.tree.mapping
+        self._far = mapping.blocks.remote
+        tier = tier_of(mapping.blocks) if mapping.read_only else None
+        self._ahead = None if tier is None else ReadAhead(mapping, tier)
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -207,7 +211,7 @@ class CASStore(Store):
     def root(self) -> CID | None:
         """The root as of the last flush; None before the first one of a new branch."""
         root = self._session.root
-        return None if root is None else _public(root)
+        return None if root is None else to_cid(root)
 
     def flush(self) -> CID:
         """Make all changes durable, show them to whoever opens the branch next.
@@ -225,7 +229,7 @@ class CASStore(Store):
         StorageError
             If the disk failed. Nothing that was flushed before is lost; flush again.
         """
-        return _public(self._session.flush())
+        return to_cid(self._session.flush())
 
     def commit(self, message: str, **options: Any) -> CID:
         """Flush, and make the root a commit of the branch.
@@ -244,7 +248,7 @@ class CASStore(Store):
             The commit.
         """
         self._check_writable()
-        return _public(self._session.commit(message, **options))
+        return to_cid(self._session.commit(message, **options))
 
     def cid(self, path: str = "", box: tuple[slice | tuple[int, int], ...] | None = None) -> CID:
         """Return the CID of a node, or of a box of an array's chunks.
@@ -256,7 +260,7 @@ class CASStore(Store):
         box : tuple of slices or of pairs of int, optional
             For an array, in chunks, one for each dimension.
         """
-        return _public(self._tree.mapping.cid(path, box))
+        return to_cid(self._tree.mapping.cid(path, box))
 
     # -- subtrees -------------------------------------------------------------------------------
 
@@ -422,6 +426,11 @@ class CASStore(Store):
     ) -> Buffer | None:
         # docstring inherited
         if self._far:
+            ahead = None if self._ahead is None or byte_range else self._ahead.take(key)
+            if isinstance(ahead, Future):
+                ahead = await asyncio.wrap_future(ahead)
+            if ahead is not None:
+                return _buffer(prototype or default_buffer_prototype(), ahead)
             return await _in_thread(
                 lambda: self.get_sync(key, prototype=prototype, byte_range=byte_range)
             )
@@ -607,23 +616,6 @@ class CASStore(Store):
 async def _in_thread(call: Callable[[], _T]) -> _T:
     """Return what a call gives, made in one of the threads that wait for servers."""
     return await asyncio.get_running_loop().run_in_executor(waiting_pool("store"), call)
-
-
-def _public(cid: CidBytes) -> CID:
-    """Return a `multiformats.CID`, built on the stack of a thread.
-
-    The validation inside multiformats leaves cycles of exceptions behind, and with them every
-    frame up the stack: the caller's arrays and this store would live on until the next garbage
-    collection, and what the store has left to flush would wait for it.
-    """
-    built: list[CID] = []
-    thread = threading.Thread(target=lambda: built.append(to_cid(cid)), name="cas-zarr-cid")
-    try:
-        thread.start()
-    except RuntimeError:  # the interpreter is exiting, and collects everything
-        return to_cid(cid)
-    thread.join()
-    return built[0]
 
 
 def _view(repository: Repository, root: CidBytes | None) -> View:

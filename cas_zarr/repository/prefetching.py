@@ -33,14 +33,15 @@ from cas_zarr.tree.table import Table
 from cas_zarr.tree.values import file_blocks
 from cas_zarr.tree.view import TreeView, walk_nodes
 
-__all__ = ["Prefetched", "Progress", "prefetch", "tier_of"]
+__all__ = ["MOST", "Prefetched", "Progress", "prefetch", "tier_of"]
 
 Progress = Callable[[int, int], None]
 """Called now and then with the blocks and the bytes that are here by now."""
 
 _BATCH: Final = 128  # blocks that are asked for at once
 _BATCH_BYTES: Final = 32 << 20
-_MOST: Final = 0.75  # of a leaf page's chunks from which on all of them are fetched
+MOST: Final = 0.75
+"""Share of a leaf page's chunks from which on all of them are fetched with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,7 @@ class _Work:
         """Fetch whole leaf pages by one request each, where most of them is wanted."""
         if self.tier is None or len(rows) == 0:
             return
-        wanted = _is_leaf(rows) & (_share(tree, rows, box) >= _MOST)
+        wanted = _is_leaf(rows) & (_share(tree, rows, box) >= MOST)
         self._pages([CidBytes(cid.tobytes()) for cid in rows.cids[wanted]])
 
     def _pages(self, cids: Sequence[CidBytes]) -> None:
