@@ -1,4 +1,4 @@
-"""A CAR file as a place of blocks, read where it lies: on the disk, or on a server.
+"""A CAR file as a place of blocks, read where it lies: on the disk, in memory, or on a server.
 
 Of a file with an index (CARv2) only what is asked for is read. Without one, its sections are gone
 through once: on the disk only their heads are read, from a server the whole file is.
@@ -88,8 +88,9 @@ class CarBlocks(ReadOnlyBlocks):
 
     Parameters
     ----------
-    location : path or str
-        A local file, or the URL of a file on a server that answers range requests.
+    location : path, str or bytes
+        A local file, or the URL of a file on a server that answers range requests; bytes are
+        those of a CAR.
     client : HttpClient, optional
         For a URL; is not closed. By default one of its own.
     index : bool
@@ -123,7 +124,7 @@ class CarBlocks(ReadOnlyBlocks):
 
     def __init__(
         self,
-        location: str | os.PathLike[str],
+        location: str | bytes | os.PathLike[str],
         *,
         client: HttpClient | None = None,
         index: bool = True,

@@ -1,4 +1,4 @@
-"""Where the bytes of a CAR lie: in a local file, or on a server that answers range requests.
+"""Where the bytes of a CAR lie: in a file, in memory, or on a server that answers range requests.
 
 A file is kept open, so one that is replaced by another of its name is read on as it was. A file on
 a server is watched by its ETag (or its time and size): one that was replaced there is told, never
@@ -21,7 +21,15 @@ from cas_zarr.errors import RemoteError, StorageError
 if TYPE_CHECKING:
     from cas_zarr.blocks.http import HttpClient
 
-__all__ = ["FIRST", "ByteSource", "FileSource", "WebSource", "is_url", "open_source"]
+__all__ = [
+    "FIRST",
+    "ByteSource",
+    "FileSource",
+    "MemorySource",
+    "WebSource",
+    "is_url",
+    "open_source",
+]
 
 FIRST: Final = 1 << 18
 """Bytes of a file on a server that the first request asks for and that are kept."""
@@ -57,15 +65,15 @@ class ByteSource(ABC):
         """Release files and connections."""
 
 
-def is_url(location: str | os.PathLike[str]) -> bool:
+def is_url(location: str | bytes | os.PathLike[str]) -> bool:
     """Tell whether a location is a URL of HTTP."""
     return isinstance(location, str) and location.lower().startswith(("http://", "https://"))
 
 
 def open_source(
-    location: str | os.PathLike[str], *, client: HttpClient | None = None
-) -> FileSource | WebSource:
-    """Open a path or a URL.
+    location: str | bytes | os.PathLike[str], *, client: HttpClient | None = None
+) -> ByteSource:
+    """Open a path or a URL, or the bytes of a CAR themselves.
 
     Raises
     ------
@@ -74,9 +82,33 @@ def open_source(
     RemoteError
         If the server does not answer, or answers no range requests.
     """
+    if isinstance(location, bytes):
+        return MemorySource(location)
     if is_url(location):
         return WebSource(os.fspath(location), client=client)
     return FileSource(location)
+
+
+class MemorySource(ByteSource):
+    """Bytes in memory.
+
+    Parameters
+    ----------
+    data : bytes
+    """
+
+    remote = False
+    name = "a car in memory"
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+
+    def read_at(self, start: int, size: int) -> bytes:
+        return self._data[start : start + max(size, 0)]
+
+    def close(self) -> None:
+        pass
 
 
 class FileSource(ByteSource):

@@ -12,33 +12,33 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import index
-from typing import TYPE_CHECKING, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cas_zarr.blocks.readonly import ReadOnlyBlocks
+from cas_zarr.blocks.carfile import CarBlocks
 from cas_zarr.cid import (
     DAG_JSON,
-    DIGEST_SIZE,
     CidBytes,
     CidLike,
     as_cid_bytes,
     codec_of,
     format_cid,
 )
-from cas_zarr.codecs.car import CarReader, CarWriter, section_head
+from cas_zarr.codecs.car import CarWriter, Section
 from cas_zarr.errors import (
     BlockNotFoundError,
     FormatError,
     InvalidArgumentError,
     LimitError,
     NotFoundError,
-    StorageError,
 )
+from cas_zarr.parallel import map_ordered
 from cas_zarr.repository.describe import describe_node
 from cas_zarr.repository.selection import (
     Box,
@@ -69,7 +69,6 @@ _MAX_SECTIONS = 1 << 22
 _UPPER = 1 << COORDINATE_BITS
 _MAX_FILE_DEPTH = 16
 _MAX_DOCUMENT = 64 << 20
-_KEY_SIZE = DIGEST_SIZE + 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,7 +134,8 @@ class Proof:
             )
         there = np.zeros(sides, bool)
         low = np.array([start for start, _ in self.box], np.int64)
-        there[tuple((self.coordinates - low).T)] = True
+        if len(self):  # of no dimensions, an empty index means all
+            there[tuple((self.coordinates - low).T)] = True
         return np.argwhere(~there) + low
 
 
@@ -221,7 +221,9 @@ def check_proof(
     cid = as_cid_bytes(root)
     if codec_of(cid) != DAG_JSON:
         raise InvalidArgumentError(f"{format_cid(cid)} is the cid of no root; give that of a root")
-    with _CarBlocks(car, path or "the root") as blocks:
+    if not isinstance(car, (bytes, str, os.PathLike)):
+        raise InvalidArgumentError(f"{type(car).__name__} is no proof; give bytes or a path")
+    with _ProofBlocks(car, path or "the root") as blocks:
         return _look(blocks, cid, path.strip("/"), box, chunks=None)
 
 
@@ -231,7 +233,7 @@ def _check_path(path: str) -> None:
 
 
 def _look(
-    blocks: _CarBlocks | Recording,
+    blocks: _ProofBlocks | Recording,
     root: CidBytes,
     path: str,
     box: Sequence[slice | tuple[int, int | None]] | None,
@@ -377,53 +379,25 @@ def _values_are_there(reader: TreeReader, table: Table, *, required: bool) -> bo
     return True
 
 
-class _CarBlocks(ReadOnlyBlocks):
-    """The blocks of a CAR, found by an index of its sections and verified as they are read.
+class _ProofBlocks(CarBlocks):
+    """The blocks of a CAR that should be a proof, and how much of them was looked at.
 
     Parameters
     ----------
-    source : bytes or path
+    car : bytes or path
     subject : str
         What the proof should be about, for messages.
     """
 
-    def __init__(self, source: bytes | str | os.PathLike[str], subject: str) -> None:
+    def __init__(self, car: bytes | str | os.PathLike[str], subject: str) -> None:
         self._subject = subject
-        self._read_already: dict[bytes, int] = {}
-        if not isinstance(source, (bytes, str, os.PathLike)):
-            raise InvalidArgumentError(f"{type(source).__name__} is no proof; give bytes or a path")
-        try:
-            self._file: BinaryIO = (
-                io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
-            )
-            size = self._file.seek(0, os.SEEK_END)
-            self._file.seek(0)
-        except OSError as error:
-            raise StorageError(
-                error.errno or 0, "cannot open a proof; check its path", str(source)
-            ) from error
-        try:
-            if size > MAX_PROOF_BYTES:
-                raise LimitError(f"a proof of {size} bytes is over {MAX_PROOF_BYTES}")
-            self._places = self._index()
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _index(self) -> dict[bytes, tuple[int, int]]:
-        places: dict[bytes, tuple[int, int]] = {}
-        with CarReader(self._file, verify=False) as car:
-            for cid, offset, size in car.sections():
-                if len(places) >= _MAX_SECTIONS:
-                    raise LimitError(f"a proof has more than {_MAX_SECTIONS} blocks")
-                start = car.header.data_offset + offset + len(section_head(cid, size))
-                places.setdefault(cid[-_KEY_SIZE:], (start, size))
-        return places
+        self._looked_at: dict[CidBytes, int] = {}
+        super().__init__(car if isinstance(car, bytes) else Path(car), index=False)
 
     @property
     def bytes_read(self) -> int:
         """Size of the blocks that were looked at, in bytes."""
-        return sum(self._read_already.values())
+        return sum(self._looked_at.values())
 
     # docstrings inherited
 
@@ -431,23 +405,22 @@ class _CarBlocks(ReadOnlyBlocks):
     def location(self) -> str:
         return "the proof"
 
+    def _sections(self) -> Iterator[Section]:
+        if self.file_size > MAX_PROOF_BYTES:
+            raise LimitError(f"a proof of {self.file_size} bytes is over {MAX_PROOF_BYTES}")
+        for number, section in enumerate(super()._sections()):
+            if number == _MAX_SECTIONS:
+                raise LimitError(f"a proof has more than {_MAX_SECTIONS} blocks")
+            yield section
+
     def _read(self, cid: CidBytes) -> bytes | None:
-        place = self._places.get(cid[-_KEY_SIZE:])
-        if place is None:
-            return None
-        start, size = place
-        self._file.seek(start)
-        self._read_already[cid[-_KEY_SIZE:]] = size
-        return self._file.read(size)
+        data = super()._read(cid)
+        if data is not None:
+            self._looked_at[cid] = len(data)
+        return data
 
-    def _has(self, cid: CidBytes) -> bool:
-        return cid[-_KEY_SIZE:] in self._places
-
-    def _size(self, cid: CidBytes) -> int | None:
-        return self._places.get(cid[-_KEY_SIZE:], (0, None))[1]
-
-    def close(self) -> None:
-        self._file.close()
+    def get_many(self, cids: Sequence[CidLike]) -> Sequence[bytes]:
+        return map_ordered(self.get, cids)  # each is counted
 
     def _not_found(self, cid: CidBytes) -> BlockNotFoundError:
         return BlockNotFoundError(
