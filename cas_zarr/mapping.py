@@ -60,6 +60,7 @@ from cas_zarr.tree.view import TreeView, box_cid
 __all__ = ["CASMapping"]
 
 _SETTLE_AT: Final = 1 << 18
+_SETTLE_BY: Final = 1 << 22  # each change takes up to 200 bytes
 _DIGITS: Final = frozenset("0123456789")
 
 
@@ -110,7 +111,7 @@ class CASMapping(MutableMapping[str, bytes]):
         self._digest = self._function.digest
         self._flushed = view.root
         self._state = view, Changes()  # replaced as one, so readers see a consistent pair
-        self._settle_at = max(_SETTLE_AT, _chunks_in(view.root.node) // 4)
+        self._settle_at = _settle_at(view.root)
 
     # -- one key ----------------------------------------------------------------------------
 
@@ -545,7 +546,7 @@ class CASMapping(MutableMapping[str, bytes]):
     def _adopt(self, root: Root) -> TreeView:
         view = TreeView(self._reader, root)
         self._state = view, Changes()
-        self._settle_at = max(_SETTLE_AT, _chunks_in(root.node) // 4)
+        self._settle_at = _settle_at(root)
         return view
 
     def _open(self, cid: CidBytes) -> TreeView:
@@ -621,6 +622,11 @@ def _bytes_of(data: Any) -> memoryview | bytes:
         f"a value is bytes or an array of numbers, not {type(data).__name__}"
         + (f" of {data.dtype}" if array else "")
     )
+
+
+def _settle_at(root: Root) -> int:
+    """Return how many changes are held at most before they are applied to the tree."""
+    return min(max(_SETTLE_AT, _chunks_in(root.node) // 4), _SETTLE_BY)
 
 
 def _chunks_in(node: Node) -> int:

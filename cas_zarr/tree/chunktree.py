@@ -100,17 +100,19 @@ def write_pages(
         for start, length in zip(starts.tolist(), prefixes.tolist(), strict=True)
     ]
     stops = [*starts[1:].tolist(), len(entries)]
-    blocks = []
-    for row, (start, stop, low) in enumerate(zip(starts.tolist(), stops, lows, strict=True)):
-        page = to_page(entries.take(slice(start, stop)), low, level)
-        data = page.to_block()
-        cid = cid_of(DAG_CBOR, function, data)
-        blocks.append((cid, data))
-        cids[row] = np.frombuffer(cid, np.uint8)
+
+    def blocks() -> Iterator[tuple[CidBytes, bytes]]:
+        for row, (start, stop, low) in enumerate(zip(starts.tolist(), stops, lows, strict=True)):
+            data = to_page(entries.take(slice(start, stop)), low, level).to_block()
+            cid = cid_of(DAG_CBOR, function, data)
+            cids[row] = np.frombuffer(cid, np.uint8)
+            yield cid, data
+
     if n == 1 and prefixes[0] == 0:  # the top: its block is written where it is not embedded
-        reader.remember(blocks[0][0], Page.from_block(blocks[0][1]))  # not the caller's arrays
+        cid, data = next(blocks())
+        reader.remember(cid, Page.from_block(data))  # which holds no array of the caller
     else:
-        reader.blocks.put_many(blocks)
+        reader.blocks.put_many(blocks())
     codes = np.array(lows, entries.codes.dtype)
     return Table(
         codes,
@@ -228,6 +230,13 @@ class ChunkTree:
             return -1
         return row
 
+    def rows_within(self, page: Page, low: int, high: int) -> range:
+        """Return the rows of the children whose boxes overlap the relative codes low ... high-1."""
+        first = self.row_of(page, low)
+        if first < 0:
+            first = page.row_below(low) + 1
+        return range(first, page.row_below(high - 1) + 1)
+
     def child(self, page: Page, low: int, row: int) -> tuple[Page, int, int]:
         """Open the child page in `row` of `page`, whose lowest code is `low`; check its box."""
         assert page.prefixes is not None
@@ -252,11 +261,8 @@ class ChunkTree:
                 if length >= prefix and low <= start < high:
                     yield page, start, length
                 continue
-            assert page.prefixes is not None
-            for row in range(len(page) - 1, -1, -1):
-                begin = start + int(page.codes[row])
-                if begin < high and low < begin + (1 << self.bits - int(page.prefixes[row])):
-                    stack.append(self.child(page, start, row))
+            for row in reversed(self.rows_within(page, low - start, high - start)):
+                stack.append(self.child(page, start, row))
 
     def tables(self) -> Iterator[Table]:
         """Yield all chunks, a leaf page at a time, in order of their codes."""

@@ -3,28 +3,27 @@
 The result is the tree that `build` makes of the chunks that remain, to the byte: at each level
 the pages that hold a change are partitioned anew by the rule of `cas_zarr.tree.table`, and where
 one lost entries, the widest prefix around it that fits into one page is joined. Everything else
-is left as it is and never opened.
+is left as it is and never opened. The leaf pages that change are gone through one after another,
+so memory holds some of them, and two small rows for each, however many there are.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
 
 import numpy as np
 
 from cas_zarr.cid import HashFunction
 from cas_zarr.tree.chunktree import ChunkTree, TreeRef, build, store_top, write_pages
 from cas_zarr.tree.descent import matches
-from cas_zarr.tree.morton import Codes
+from cas_zarr.tree.morton import Codes, search
 from cas_zarr.tree.page import MAX_ENTRIES, Page, PageReader
-from cas_zarr.tree.table import Table, concatenate, empty_table, from_page
+from cas_zarr.tree.table import Table, concatenate, from_page
 
 __all__ = ["update"]
-
-_BULK: Final = 4
-"""With one change for this many chunks, building the whole tree anew is quicker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +41,9 @@ class _Group:
 
     low: int
     prefix: int
-    entries: Table  # what the box holds after the patches
-    before: int  # how many entries it held before
-    existed: bool  # whether there was a page of just this box
+    entries: Callable[[], Table]  # gives what the box holds after the patches
+    change: int  # how many entries more than before that are
+    pages: Table | None  # its pages, where they follow from its entries alone
 
 
 def update(
@@ -54,8 +53,6 @@ def update(
     sets: Table,
     deletes: Codes,
     ndim: int,
-    *,
-    bulk: int = _BULK,
 ) -> TreeRef | None:
     """Return the tree with some chunks set and others deleted; None if nothing is left.
 
@@ -78,20 +75,21 @@ def update(
         return build(reader, function, sets, ndim)
     if len(sets) + len(deletes) == 0:
         return ref
-    tree = ChunkTree(reader, ref, ndim)
-    if (len(sets) + len(deletes)) * bulk >= ref.chunks:
-        return build(reader, function, _edited(tree.table(), sets, deletes), ndim)
-    return _Update(tree, function).run(sets, deletes)
+    return _Update(ChunkTree(reader, ref, ndim), function, sets, deletes).run()
 
 
 class _Update:
-    def __init__(self, tree: ChunkTree, function: HashFunction) -> None:
+    def __init__(
+        self, tree: ChunkTree, function: HashFunction, sets: Table, deletes: Codes
+    ) -> None:
         self.tree = tree
         self.function = function
+        self.sets = sets
+        self.deletes = deletes
         self.bits = tree.bits
 
-    def run(self, sets: Table, deletes: Codes) -> TreeRef | None:
-        groups = self._groups_of_chunks(sets, deletes)
+    def run(self) -> TreeRef | None:
+        groups = self._groups_of_chunks()
         level, reader = 0, self.tree.reader
         while True:
             patches = self._settle(level, groups)
@@ -106,21 +104,33 @@ class _Update:
 
     # -- which page a change falls into -----------------------------------------------------
 
-    def _groups_of_chunks(self, sets: Table, deletes: Codes) -> list[_Group]:
+    def _groups_of_chunks(self) -> list[_Group]:
         groups = []
         s = d = 0
-        set_codes, delete_codes = sets.codes.tolist(), deletes.tolist()
-        while s < len(set_codes) or d < len(delete_codes):
-            first = min(set_codes[s : s + 1] + delete_codes[d : d + 1])
+        sets, deletes = self.sets.codes, self.deletes
+        while s < len(sets) or d < len(deletes):
+            first = min(
+                int(codes[0]) for codes in (sets[s : s + 1], deletes[d : d + 1]) if len(codes)
+            )
             low, prefix, page = self._locate(first, 0)
             end = low + (1 << self.bits - prefix)
-            s_end = bisect_left(set_codes, end, s)
-            d_end = bisect_left(delete_codes, end, d)
-            old = empty_table() if page is None else from_page(page, low, self.bits)
-            new = _edited(old, sets.take(slice(s, s_end)), deletes[d:d_end])
-            groups.append(_Group(low, prefix, new, len(old), page is not None))
-            s, d = s_end, d_end
+            rows, gone = slice(s, search(sets, end)), slice(d, search(deletes, end))
+            before = 0 if page is None else len(page)
+            groups.append(
+                self._group(
+                    0, low, prefix, partial(self._chunks, low, rows, gone), before, page is not None
+                )
+            )
+            s, d = rows.stop, gone.stop
         return groups
+
+    def _chunks(self, low: int, rows: slice, gone: slice) -> Table:
+        """Return the chunks in the box at `low`, with those rows of the changes."""
+        page = self._locate(low, 0)[2]
+        sets, deletes = self.sets.take(rows), self.deletes[gone]
+        if page is None:
+            return sets
+        return _edited(from_page(page, low, self.bits), sets, deletes)
 
     def _groups_of_patches(self, level: int, patches: list[_Patch]) -> list[_Group]:
         groups: list[_Group] = []
@@ -137,12 +147,27 @@ class _Update:
             if page is not None:
                 old = from_page(page, low, self.bits)
                 new = _patched(old, inside, self.bits)
-                groups.append(_Group(low, prefix, new, len(old), True))
+                groups.append(self._group(level, low, prefix, partial(_given, new), len(old), True))
             else:
                 before = sum(len(old) for old, _, _ in self.tree.pages(level, low, prefix))
                 new = concatenate(patch.entries for patch in inside)
-                groups.append(_Group(low, prefix, new, before, False))
+                groups.append(self._group(level, low, prefix, partial(_given, new), before, False))
         return groups
+
+    def _group(
+        self,
+        level: int,
+        low: int,
+        prefix: int,
+        entries: Callable[[], Table],
+        before: int,
+        existed: bool,
+    ) -> _Group:
+        new = entries()
+        pages = None
+        if len(new) > MAX_ENTRIES or (existed and len(new) >= before):
+            pages = self._write(level, prefix, new)
+        return _Group(low, prefix, entries, len(new) - before, pages)
 
     def _locate(self, code: int, level: int) -> tuple[int, int, Page | None]:
         """Find the page of `level` whose box holds `code`, or the widest empty box around it."""
@@ -173,21 +198,22 @@ class _Update:
         for group in groups:
             if group.low < done:
                 continue
-            low, prefix = group.low, group.prefix
-            if len(group.entries) <= MAX_ENTRIES and not (
-                group.existed and len(group.entries) >= group.before
-            ):
+            low, prefix, pages = group.low, group.prefix, group.pages
+            if pages is None:
                 low, prefix = self._widest(level, low, prefix, groups, lows)
+                if prefix == group.prefix:
+                    entries = group.entries()
+                else:
+                    entries = self._gather(level, low, prefix, groups, lows)
+                pages = self._write(level, prefix, entries)
             done = low + (1 << self.bits - prefix)
-            if (low, prefix) == (group.low, group.prefix):
-                entries = group.entries
-            else:
-                entries = self._gather(level, low, prefix, groups, lows)
             while patches and patches[-1].low >= low:  # swallowed by a box that begins before
                 patches.pop()
-            pages = write_pages(self.tree.reader, self.function, entries, level, self.bits, prefix)
             patches.append(_Patch(low, prefix, pages))
         return patches
+
+    def _write(self, level: int, prefix: int, entries: Table) -> Table:
+        return write_pages(self.tree.reader, self.function, entries, level, self.bits, prefix)
 
     def _widest(
         self, level: int, low: int, prefix: int, groups: list[_Group], lows: list[int]
@@ -206,7 +232,7 @@ class _Update:
     ) -> int:
         """Count the entries in a box after the changes; exact up to one more than fit."""
         first, last = self._within(low, prefix, lows)
-        change = sum(len(group.entries) - group.before for group in groups[first:last])
+        change = sum(group.change for group in groups[first:last])
         limit = MAX_ENTRIES - change
         total = 0
         stack = [(self.tree.top, 0, 0)]
@@ -220,11 +246,7 @@ class _Update:
                 continue
             if page.prefixes is None:
                 continue
-            for row in range(len(page)):
-                begin = start + int(page.codes[row])
-                side = 1 << self.bits - int(page.prefixes[row])
-                if begin >= high or begin + side <= low:
-                    continue
+            for row in self.tree.rows_within(page, low - start, high - start):
                 if level == 0 and int(page.prefixes[row]) >= prefix:
                     total += int(page.counts[row])
                 elif total <= limit:
@@ -237,7 +259,7 @@ class _Update:
         """Return the entries in a box after the changes."""
         first, last = self._within(low, prefix, lows)
         inside = groups[first:last]
-        tables = [group.entries for group in inside]
+        tables = [group.entries() for group in inside]
         boxes = [(group.low, group.low + (1 << self.bits - group.prefix)) for group in inside]
         starts = [begin for begin, _ in boxes]
         for page, start, _ in self.tree.pages(level, low, prefix):
@@ -252,8 +274,6 @@ class _Update:
 
 def _edited(old: Table, sets: Table, deletes: Codes) -> Table:
     """Return sorted chunks with some set and some deleted."""
-    if len(old) == 0:
-        return sets
     rows = matches(old.codes, sets.codes)[0]
     if len(rows) == len(sets) and len(deletes) == 0:  # only other values: the order stays
         cids, sizes = old.cids.copy(), old.sizes.copy()
@@ -263,6 +283,10 @@ def _edited(old: Table, sets: Table, deletes: Codes) -> Table:
     kept[rows] = False
     kept[matches(old.codes, deletes)[0]] = False
     return concatenate([old.take(kept), sets])
+
+
+def _given(table: Table) -> Table:
+    return table
 
 
 def _patched(old: Table, patches: list[_Patch], bits: int) -> Table:

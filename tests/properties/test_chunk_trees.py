@@ -84,9 +84,9 @@ def by_definition(sorted_codes: list[int], bits: int, most: int, low: int = 0, d
     yield from by_definition(sorted_codes[split:], bits, most, middle, depth + 1)
 
 
-@given(histories(), st.sampled_from([2, 3, 6, 16]), st.sampled_from([0, 4]))
+@given(histories(), st.sampled_from([2, 3, 6, 16]))
 @settings(max_examples=250)
-def test_update_is_build(history: tuple[int, list[Step]], entries: int, bulk: int) -> None:
+def test_update_is_build(history: tuple[int, list[Step]], entries: int) -> None:
     ndim, steps = history
     with pages_of(entries):
         blocks, model, ref = MemoryBlocks(), {}, None
@@ -101,9 +101,7 @@ def test_update_is_build(history: tuple[int, list[Step]], entries: int, bulk: in
                 deletes = set(places)
             else:
                 deletes = set(model) - set(places)
-            ref = update.update(
-                pages, BLAKE3, ref, chunks(sets, ndim), codes(deletes, ndim), ndim, bulk=bulk
-            )
+            ref = update.update(pages, BLAKE3, ref, chunks(sets, ndim), codes(deletes, ndim), ndim)
             model.update(sets)
             for place in deletes:
                 model.pop(place, None)
@@ -190,9 +188,7 @@ def test_update_is_build_with_pages_of_512(seed: int) -> None:
         }
         deletes = set(rng.sample(sorted(model), len(model) * (0, 1, 0, 5, 9, 0)[step] // 10))
         deletes -= set(sets)
-        ref = update.update(
-            pages, BLAKE3, ref, chunks(sets, ndim), codes(deletes, ndim), ndim, bulk=0
-        )
+        ref = update.update(pages, BLAKE3, ref, chunks(sets, ndim), codes(deletes, ndim), ndim)
         model = {place: n for place, n in (model | sets).items() if place not in deletes}
         check(blocks, ref, model, ndim)
     assert len(model) > 50

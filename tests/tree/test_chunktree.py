@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from building import CountingBlocks, chunks, fake_cids, leaf, tree_of
 
+from cas_zarr.blocks.local import LocalBlocks
 from cas_zarr.cid import BLAKE3, DAG_CBOR, SHA256, CidBytes, cid_of
 from cas_zarr.errors import BlockNotFoundError, FormatError, InvalidArgumentError
 from cas_zarr.tree import chunktree, morton
@@ -89,6 +93,27 @@ def test_one_changed_chunk_rewrites_one_path(cube: tuple[CountingBlocks, TreeRef
         blocks.delete(cid)
 
 
+def test_changing_every_page_does_not_hold_the_tree_in_memory(tmp_path: Path) -> None:
+    grid = np.stack(np.meshgrid(*[np.arange(64)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    codes, sizes = morton.encode(grid), np.full(len(grid), 7, np.uint64)
+    table = chunktree.chunk_table(codes, fake_cids(len(grid)), sizes, 3)
+    none = np.zeros(0, np.uint64)
+    with LocalBlocks(tmp_path / "packs", create=True) as blocks:
+        ref = build(PageReader(blocks), BLAKE3, table, 3)
+        tree_size = sum(column.nbytes for column in (table.codes, table.cids, table.sizes))
+        for sets, deletes in (
+            (table.take(slice(0, None, 300)), none),
+            (empty_table(), codes[::300]),
+        ):
+            sets = replace(sets, sizes=sets.sizes + np.uint64(1))
+            tracemalloc.start()
+            changed = update(PageReader(blocks, capacity=8), BLAKE3, ref, sets, np.sort(deletes), 3)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert changed != ref
+            assert peak < tree_size / 3
+
+
 def test_equal_neighbours_are_one_page_wherever_they_lie() -> None:
     blocks = CountingBlocks()
     box = {(x, y, z): 7 for x in range(8) for y in range(8) for z in range(8)}
@@ -117,10 +142,9 @@ def test_no_chunks_are_no_tree() -> None:
     assert build(pages, BLAKE3, empty_table(), 3) is None
     ref = build(pages, BLAKE3, chunks({(1, 2): 3}, 2), 2)
     gone = np.array([morton.code_of((1, 2))], np.uint64)
-    for bulk in (0, 4):
-        assert update(pages, BLAKE3, ref, empty_table(), gone, 2, bulk=bulk) is None
-        assert update(pages, BLAKE3, ref, empty_table(), gone[:0], 2, bulk=bulk) is ref
-        assert update(pages, BLAKE3, None, empty_table(), gone, 2, bulk=bulk) is None
+    assert update(pages, BLAKE3, ref, empty_table(), gone, 2) is None
+    assert update(pages, BLAKE3, ref, empty_table(), gone[:0], 2) is ref
+    assert update(pages, BLAKE3, None, empty_table(), gone, 2) is None
 
 
 def test_a_chunk_given_twice_is_refused() -> None:
@@ -135,9 +159,7 @@ def test_one_scalar_makes_a_tree_without_dimensions() -> None:
     assert ref is not None
     tree = tree_of(blocks, ref, 0)
     assert tree.find(0) == (chunks({(): 9}, 0).cids[0].tobytes(), 9)
-    changed = update(
-        PageReader(blocks), BLAKE3, ref, chunks({(): 4}, 0), np.zeros(0, np.uint64), 0, bulk=0
-    )
+    changed = update(PageReader(blocks), BLAKE3, ref, chunks({(): 4}, 0), np.zeros(0, np.uint64), 0)
     assert changed == build(PageReader(blocks), BLAKE3, chunks({(): 4}, 0), 0)
 
 
@@ -175,7 +197,7 @@ ways: dict[str, Callable[[ChunkTree], object]] = {
     "table": lambda tree: tree.table(),
     "select": lambda tree: tree.select((0,), (2**32,)),
     "update": lambda tree: update(
-        tree.reader, BLAKE3, tree.ref, chunks({(0,): 1}, 1), np.zeros(0, np.uint64), 1, bulk=0
+        tree.reader, BLAKE3, tree.ref, chunks({(0,): 1}, 1), np.zeros(0, np.uint64), 1
     ),
 }
 
