@@ -64,6 +64,7 @@ class ClientNode(IpfsNode):
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        self._peer = ""
 
     def __repr__(self) -> str:
         return f"ClientNode({self.location})"
@@ -73,6 +74,13 @@ class ClientNode(IpfsNode):
     @property
     def location(self) -> str:
         return "the node of an ipfshttpclient.Client"
+
+    @property
+    def place(self) -> str:
+        if not self._peer:  # the client does not tell what address it has
+            with self._asking("its id"):
+                self._peer = _text(self._client.id()["ID"])
+        return f"{self.location}, {self._peer}"
 
     # -- blocks -----------------------------------------------------------------------------
 

@@ -52,6 +52,11 @@ class IpfsNode(ABC):
     def location(self) -> str:
         """Where the node is, in words, for messages; no token is in it."""
 
+    @property
+    def place(self) -> str:
+        """What tells this node from others: what is published there is noted under it."""
+        return self.location
+
     # -- blocks -----------------------------------------------------------------------------
 
     @abstractmethod

@@ -35,11 +35,12 @@ if TYPE_CHECKING:
     from cas_zarr.blocks.http import HttpClient
     from cas_zarr.blocks.ipfsnode import IpfsNode
 
-__all__ = ["NameAnswer", "publish_name", "resolve_ipns", "resolve_name"]
+__all__ = ["NameAnswer", "own_name", "publish_name", "resolve_ipns", "resolve_name"]
 
 _RECORD_TYPE = "application/vnd.ipfs.ipns-record"
 _PATIENCE = 60.0  # seconds for the answer of one gateway: a slow one must not hold up the rest
 _MAX_PATH = 4096
+_MAX_KEY_NAME = 255  # bytes: what a node takes for the name of a pin
 _MAX_STEPS = 8  # names that lead to names
 _DOMAIN = re.compile(
     r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(?:\.[a-z0-9_][a-z0-9_-]{0,62})+", re.IGNORECASE
@@ -103,12 +104,9 @@ def publish_name(
     RemoteError
         If the node does not do it.
     """
-    if not isinstance(key_name, str) or not key_name or len(key_name) > 255 or "/" in key_name:
-        raise InvalidArgumentError(f"{key_name!r} is no name of a key")
     target = as_cid_bytes(cid)
     times = {"lifetime": _duration("lifetime", lifetime), "ttl": _duration("ttl", ttl)}
-    own = node.keys().get(key_name) or node.key_gen(key_name)
-    name = str(parse_name(own))
+    name = own_name(node, key_name)
     said = node.name_publish(target, key_name, **times)
     if str(parse_name(said)) != name:
         raise RemoteError(
@@ -116,6 +114,25 @@ def publish_name(
             f"{name}; check the keys of the node"
         )
     return name
+
+
+def own_name(node: IpfsNode, key_name: str) -> str:
+    """Return the IPNS name of a key of a node, ``k51…``; the key is made if there is none.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If no key can have that name.
+    RemoteError
+        If the node does not do it.
+    """
+    text = key_name if isinstance(key_name, str) and key_name.isprintable() else ""
+    if not 0 < len(text.encode()) <= _MAX_KEY_NAME or "/" in text:
+        raise InvalidArgumentError(
+            f"{key_name!r:.300} is no name of a key; use text without '/', of at most "
+            f"{_MAX_KEY_NAME} bytes"
+        )
+    return str(parse_name(node.keys().get(text) or node.key_gen(text)))
 
 
 def resolve_ipns(

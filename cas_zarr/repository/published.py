@@ -6,9 +6,9 @@ keeps nothing alive here, and nothing is lost with it but time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from cas_zarr.cid import BLAKE3, CidBytes, Link, ReadableCids
 from cas_zarr.errors import FormatError
@@ -53,6 +53,9 @@ class Published(ReadableCids):
     kind: str = "root"
     path: str = ""
     name: str = ""
+
+
+_Entries: TypeAlias = tuple[Published, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ def _entry(value: Any) -> Published:
 
 
 def place_of(location: str) -> str:
-    """Return the name of the record of a place."""
+    """Return the name of the record of a place, as `IpfsNode.place` has it."""
     return BLAKE3.digest(location.encode("utf-8", "surrogatepass"))[:16].hex()
 
 
@@ -132,25 +135,28 @@ def list_places(refs: Refs) -> list[Place]:
 
 def note_published(refs: Refs, location: str, entries: Sequence[Published]) -> None:
     """Note publications as the newest of a place; nothing where refs are only read."""
-    if not refs.read_only:
-        _change(refs, location, list(entries), {(one.cid, one.kind) for one in entries})
+    known = {(one.cid, one.kind, one.path) for one in entries}  # parts that are alike have one CID
+
+    def noted(before: _Entries) -> _Entries:
+        kept = (one for one in before if (one.cid, one.kind, one.path) not in known)
+        return (*kept, *entries)[-_MOST:]
+
+    _change(refs, location, noted)
 
 
-def forget_published(refs: Refs, location: str, cids: Sequence[CidBytes]) -> None:
+def forget_published(refs: Refs, location: str, cids: Collection[CidBytes]) -> None:
     """Take publications out of the record of a place: they are pinned there no more."""
-    if not refs.read_only:
-        _change(refs, location, [], {(cid, kind) for cid in cids for kind in KINDS})
+    _change(refs, location, lambda before: tuple(one for one in before if one.cid not in cids))
 
 
-def _change(
-    refs: Refs, location: str, new: list[Published], without: set[tuple[CidBytes, str]]
-) -> None:
+def _change(refs: Refs, location: str, change: Callable[[_Entries], _Entries]) -> None:
+    if refs.read_only:
+        return
     name = place_of(location)
     while True:
         data = refs.published(name)
         before = _read(data, location).entries
-        kept = [one for one in before if (one.cid, one.kind) not in without]
-        entries = (*kept, *new)[-_MOST:]
+        entries = change(before)
         if entries == before:
             return
         block = Place(location, entries).to_block() if entries else None

@@ -9,24 +9,28 @@ next one. The pin at the end lets the node itself go through all that it has to 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from cas_zarr.blocks.base import BlockStore
-from cas_zarr.blocks.ipfsnode import IpfsNode
+from cas_zarr.blocks.ipfsnode import IpfsNode, Pin
+from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import DAG_JSON, CidBytes, CidLike, ReadableCids, codec_of, format_cid
 from cas_zarr.errors import (
     BlockNotFoundError,
     InvalidArgumentError,
+    InvalidCIDError,
+    NotFoundError,
     RemoteError,
 )
 from cas_zarr.repository.published import Published, note_published, published_at
 from cas_zarr.repository.sending import Outgoing, Progress, Sent, send
 from cas_zarr.repository.subtrees import subtree_blocks
 from cas_zarr.repository.transfer import parents_first
-from cas_zarr.repository.versions import CUT, Commits
+from cas_zarr.repository.versions import CUT, Commits, read_commit
 from cas_zarr.tree.upward import Has, upward
 
 if TYPE_CHECKING:
@@ -41,6 +45,8 @@ View: TypeAlias = Literal["root", "unixfs"]
 
 _CANDIDATES: Final = 3  # earlier publications whose pin is looked for
 _ANCESTORS: Final = 1000  # commits that are gone back to find one that the node has pinned
+_ASKED: Final = 64  # blocks that are asked for at once
+_REMEMBERED: Final = 1 << 16  # blocks of a history: some MB, and few come twice
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -141,6 +147,7 @@ def publish(
         If blocks of the version are not in the repository.
     """
     from cas_zarr.blocks.ipfsclient import as_node
+    from cas_zarr.repository.ipns import own_name, publish_name
 
     if view not in ("root", "unixfs"):
         raise InvalidArgumentError(f"view {view!r} is not known; use root or unixfs")
@@ -149,30 +156,28 @@ def publish(
     found = repo.resolve(version)
     path = path.strip("/")
     blocks, root = subtree_blocks(repo.blocks, found.root, path)
+    if history and found.commit is None:
+        raise InvalidArgumentError(f"{version!r} is a root without a commit; it has no history")
     node = as_node(to, token=token)
-    work = _Work(repo, node, blocks, name or "", path, progress)
     before = node.requests
-    cid, kind = root, "root"
-    if history:
-        if found.commit is None:
-            raise InvalidArgumentError(f"{version!r} is a root without a commit; it has no history")
-        cid, kind = found.commit, "commit"
-    work.publish(cid, kind)
+    if name:
+        own_name(node, name)  # what cannot be a name is told before anything is sent
+    work = _Work(repo, node, blocks, name or "", path, progress)
+    if history and found.commit is not None:
+        cid = found.commit
+        work.publish(cid, "commit")
+    else:
+        cid = root
+        work.publish(cid, "root")
     if view == "unixfs":
         cid = work.publish_view(root)
-    ipns = None
-    if name:
-        from cas_zarr.repository.ipns import publish_name
-
-        ipns = publish_name(node, name, cid)
-    note_published(repo.refs, node.location, work.made)
-    sent = work.sent
+    ipns = publish_name(node, name, cid) if name else None
     return PublishReport(
         cid=cid,
         root=root,
         view=view,
-        blocks=sent.blocks,
-        size=sent.size,
+        blocks=work.sent.blocks,
+        size=work.sent.size,
         requests=node.requests - before,
         pinned=True,
         ipns=ipns,
@@ -199,28 +204,24 @@ class _Work:
         self.path = path
         self.progress = progress
         self.sent = Sent(0, 0)
-        self.made: list[Published] = []
 
     def publish(self, cid: CidBytes, kind: str) -> None:
         """Send and pin a root or a commit."""
         if self._is_done(cid, kind):
             return
         since = self._since(cid, kind)
-        self._send(self._blocks_of(cid, kind, None if since is None else since.cid, self._has))
-        if not self._pin(cid, since):
-            # It lost blocks whose parents it kept: nothing that it says of them can be relied on.
-            self._send(self._blocks_of(cid, kind, None, None))
-            self._pin_all(cid)
-
-    def _blocks_of(
-        self, cid: CidBytes, kind: str, since: CidBytes | None, has: Has | None
-    ) -> Iterator[Outgoing]:
-        here = self.repo.blocks
-        if since is not None and not here.has(since):
-            since = None
         if kind == "commit":
-            return self._history(cid, since, has)
-        return upward(self.blocks, cid, since=since, since_blocks=here, has=has)
+            old = since or self._since(cid, "root")
+            self._send(self._history(cid, old, self._has))
+        else:
+            old = since or self._since(cid, "commit") or self._pinned_root()
+            self._send(self._tree(cid, old, self._has))
+        if not self._pin(cid, since):
+            # It lost blocks whose parents it kept: what it has of a page tells nothing of the rest.
+            whole = self._history if kind == "commit" else self._tree
+            self._send(self._lacking(whole(cid, None, None)))
+            self._pin_all(cid)
+        self._note(cid, kind)
 
     def publish_view(self, root: CidBytes) -> CidBytes:
         """Send and pin the directory over a root that was published; return its CID."""
@@ -236,52 +237,137 @@ class _Work:
         if not self._pin(cid, since):
             self._send(block for block in view.blocks() if block[1] is not None)
             self._pin_all(cid)
+        self._note(cid, "unixfs")
         return cid
 
-    # -- what the node has --------------------------------------------------------------------
+    # -- what was published -------------------------------------------------------------------
+
+    def _known(self) -> tuple[Published, ...]:
+        return published_at(self.repo.refs, self.node.place).entries
+
+    def _note(self, cid: CidBytes, kind: str, name: str | None = None) -> None:
+        """Note a pin at once: what comes next may fail, and then nobody would take it back."""
+        one = Published(cid, kind, self.path, self.name if name is None else name)
+        note_published(self.repo.refs, self.node.place, [one])
 
     def _is_done(self, cid: CidBytes, kind: str) -> bool:
-        """Tell whether it is pinned already, and note it as published.
+        """Tell whether it is pinned already; if by a publication, under this name from now on.
 
         A pin that no publication is known to have made is somebody else's, and is not noted.
         """
-        pinned = self.node.is_pinned(cid)
-        known = next((one for one in self._known() if (one.cid, one.kind) == (cid, kind)), None)
-        if not pinned:
-            self.made.append(Published(cid, kind, self.path, self.name))
-        elif known is not None:
-            self.made.append(known)
-        return pinned
+        if not self.node.is_pinned(cid):
+            return False
+        names = [one.name for one in self._known() if one.cid == cid]
+        if names:
+            if self.name not in ("", names[-1]):
+                self._pin_all(cid)
+            self._note(cid, kind, self.name or names[-1])
+        return True
 
-    def _known(self) -> tuple[Published, ...]:
-        return published_at(self.repo.refs, self.node.location).entries
+    def _since(self, cid: CidBytes, kind: str) -> Published | None:
+        """Return what was published before, of the same part if can be, and is still pinned."""
+        alike = [one for one in reversed(self._known()) if one.kind == kind and one.cid != cid]
+        alike = [one for one in alike if one.path in ("", self.path)]
+        alike.sort(key=lambda one: one.path != self.path)
+        return next((one for one in alike[:_CANDIDATES] if self.node.is_pinned(one.cid)), None)
+
+    def _pinned_root(self) -> Published | None:
+        """Return a root that is pinned there and is here, too; the newest of main's if possible."""
+        if self.path or self._known():
+            return None
+        pins = (one for one in self.node.pins() if codec_of(one.cid) == DAG_JSON)
+        pinned = {one.cid: Published(one.cid, name=one.name) for one in pins if self._is_here(one)}
+        if len(pinned) > 1:
+            for root in self._roots():
+                if root in pinned:
+                    return pinned[root]
+        return next(iter(pinned.values()), None)
+
+    def _is_here(self, pin: Pin) -> bool:
+        try:
+            return self.repo.blocks.has(pin.cid)
+        except InvalidCIDError:  # of a hash that no repository has
+            return False
+
+    def _roots(self) -> Iterator[CidBytes]:
+        """Yield the newest roots that branches lead to."""
+        commits = Commits(self.repo.blocks, self.repo.refs)
+        tips = (record.commit for record in self.repo.branches().values())
+        walk = commits.walk(*(tip for tip in tips if tip is not None))
+        for commit in islice(walk, _ANCESTORS):
+            yield commits.read(commit).root
+
+    # -- what has to be sent ------------------------------------------------------------------
 
     def _has(self, cid: CidBytes) -> bool:
         return self.node.block_size(cid) is not None
 
-    def _since(self, cid: CidBytes, kind: str) -> Published | None:
-        """Return what was published before and is still pinned there."""
-        alike = [one for one in reversed(self._known()) if one.kind == kind and one.cid != cid]
-        alike.sort(key=lambda one: one.path != self.path)  # of the same part first
-        found = next((one for one in alike[:_CANDIDATES] if self.node.is_pinned(one.cid)), None)
-        if not alike and kind == "root" and not self.path:
-            return self._pinned_root()
-        return found
+    def _tree(self, root: CidBytes, old: Published | None, has: Has | None) -> Iterator[CidBytes]:
+        """Yield the blocks of a root but for those of what was published before."""
+        blocks, since = (None, None) if old is None else self._earlier(old)
+        return upward(self.blocks, root, since=since, since_blocks=blocks, has=has)
 
-    def _pinned_root(self) -> Published | None:
-        """Return a root that is pinned there and is here, too; the newest of main's if possible."""
-        held = self.repo.blocks
-        pins = (one for one in self.node.pins() if codec_of(one.cid) == DAG_JSON)
-        pinned = {one.cid: Published(one.cid, name=one.name) for one in pins if held.has(one.cid)}
-        if len(pinned) < 2:
-            return next(iter(pinned.values()), None)
-        commits = Commits(held, self.repo.refs)
-        tips = (record.commit for record in self.repo.branches().values())
-        walk = commits.walk(*(tip for tip in tips if tip is not None))
-        for commit in islice(walk, _ANCESTORS):
-            if (root := commits.read(commit).root) in pinned:
-                return pinned[root]
-        return next(iter(pinned.values()))
+    def _earlier(self, old: Published) -> tuple[BlockStore | None, CidBytes | None]:
+        """Return the root of an earlier publication, and where it is read; no root if nowhere."""
+        for root in self._roots_of(old):
+            with suppress(NotFoundError):  # it went from here, or had no such part
+                blocks, cid = subtree_blocks(self.repo.blocks, root, self.path)
+                if blocks.has(cid) and (not old.path or cid == old.cid):
+                    return blocks, cid
+        return None, None
+
+    def _roots_of(self, old: Published) -> Iterator[CidBytes]:
+        """Yield the root of what was published; of a part those that it may be of."""
+        if old.path:
+            yield from self._roots()
+        elif old.kind != "commit":
+            yield old.cid
+        elif self.repo.blocks.has(old.cid):
+            yield read_commit(self.repo.blocks, old.cid).root
+
+    def _lacking(self, outgoing: Iterable[CidBytes]) -> Iterator[CidBytes]:
+        """Leave out the blocks that the node has, each asked for."""
+        ahead = iter(outgoing)
+        while part := list(islice(ahead, _ASKED)):
+            there = map_waiting(self._has, part)
+            yield from (cid for cid, has in zip(part, there, strict=True) if not has)
+
+    def _history(self, tip: CidBytes, old: Published | None, has: Has | None) -> Iterator[CidBytes]:
+        """Yield the blocks of a commit and of all that came before it, the oldest first."""
+        commits = Commits(self.blocks, self.repo.refs)
+        order = _parents_first(commits, tip)
+        there: set[CidBytes] = set()
+        if old is not None and old.cid in order:
+            there = set(_parents_first(commits, old.cid))
+        if has is not None:
+            low, high = 0, len(order)  # they went in this order: what is there stands in front
+            while low < high:
+                middle = (low + high) // 2
+                if order[middle] in there or has(order[middle]):
+                    low = middle + 1
+                else:
+                    high = middle
+            if low:
+                there.update(_parents_first(commits, order[low - 1]))
+        recent: dict[CidBytes, None] = {}
+        for cid in order:
+            if cid in there:
+                continue
+            commit = commits.read(cid)
+            if cid in commits.cut and commit.parents:
+                raise InvalidArgumentError(
+                    f"the history of {format_cid(tip)} is not whole at {format_cid(cid)}: {CUT}; "
+                    "or publish it without its history"
+                )
+            parent = next(iter(commit.parents), None)
+            before = old if parent is None else Published(parent, "commit")
+            for block in self._tree(commit.root, before, has):
+                if block not in recent:  # versions before this one may have had it
+                    recent[block] = None
+                    yield block
+                if len(recent) > _REMEMBERED:
+                    del recent[next(iter(recent))]
+            yield cid
 
     # -- sending and pinning ------------------------------------------------------------------
 
@@ -306,6 +392,10 @@ class _Work:
                 self.node.pin_update(since.cid, cid)
         except BlockNotFoundError:
             return False
+        except RemoteError:
+            if since is None or self.node.is_pinned(since.cid):
+                raise
+            return self._pin(cid, None)  # the earlier pin was taken away meanwhile
         return self._verified(cid)
 
     def _pin_all(self, cid: CidBytes) -> None:
@@ -319,40 +409,6 @@ class _Work:
                 "at its pins, and publish again"
             )
         return True
-
-    # -- commits ------------------------------------------------------------------------------
-
-    def _history(
-        self, tip: CidBytes, since: CidBytes | None, has: Has | None
-    ) -> Iterator[CidBytes]:
-        """Yield the blocks of a commit and of all that came before it, the oldest first."""
-        commits = Commits(self.blocks, self.repo.refs)
-        order = _parents_first(commits, tip)
-        there: set[CidBytes] = set()
-        if since is not None and since in order:
-            there = set(_parents_first(commits, since))
-        if has is not None:
-            low, high = 0, len(order)  # they went in this order: what is there stands in front
-            while low < high:
-                middle = (low + high) // 2
-                if order[middle] in there or has(order[middle]):
-                    low = middle + 1
-                else:
-                    high = middle
-            if low:
-                there.update(_parents_first(commits, order[low - 1]))
-        for cid in order:
-            if cid in there:
-                continue
-            commit = commits.read(cid)
-            if cid in commits.cut and commit.parents:
-                raise InvalidArgumentError(
-                    f"the history of {format_cid(tip)} is not whole at {format_cid(cid)}: {CUT}; "
-                    "or publish it without its history"
-                )
-            old = next((commits.read(one).root for one in commit.parents), None)
-            yield from upward(self.blocks, commit.root, since=old, has=has)
-            yield cid
 
 
 def _parents_first(commits: Commits, tip: CidBytes) -> list[CidBytes]:

@@ -6,12 +6,20 @@ pin leads to any more goes when the node collects its garbage, and whoever else 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cas_zarr.cid import CidBytes, CidLike, ReadableCids, as_cid_bytes
-from cas_zarr.errors import InvalidArgumentError, InvalidCIDError, NotFoundError, ReadOnlyError
+from cas_zarr.errors import (
+    BlockNotFoundError,
+    InvalidArgumentError,
+    InvalidCIDError,
+    InvalidKeyError,
+    NotFoundError,
+    ReadOnlyError,
+    RemoteError,
+)
 from cas_zarr.repository.published import Published, forget_published, published_at
 from cas_zarr.repository.versions import Commits
 
@@ -102,13 +110,8 @@ def unpublish(
     if repo.read_only and not dry_run:
         raise ReadOnlyError(f"{repo.location} is open for reading only")
     node = as_node(to, token=token)
-    entries = published_at(repo.refs, node.location).entries
-    chosen: list[Published] = []
-    if version is not None:
-        chosen = [one for one in entries if _of_version(repo, version, one)]
-    elif entries:
-        alive = _Alive(repo, _live(repo))
-        chosen = [one for one in entries if not alive.holds(one)]
+    entries = published_at(repo.refs, node.place).entries
+    chosen = _chosen(repo, entries, version)
     if version is not None and not chosen:
         raise NotFoundError(
             f"nothing of {version!r} is known to have been published to {node.location}; give the "
@@ -117,15 +120,49 @@ def unpublish(
     pinned = {pin.cid: pin.name for pin in node.pins()} if chosen else {}
     own = {"", *(one.name for one in entries)}
     gone = tuple(one for one in chosen if one.cid not in pinned)
+    if any(node.is_pinned(cid) for cid in {one.cid for one in gone}):
+        raise RemoteError(f"{node.location} does not list all of its pins; try again")
     foreign = tuple(one for one in chosen if pinned.get(one.cid, "") not in own)
     unpinned = tuple(one for one in chosen if one not in gone and one not in foreign)
     if not dry_run:
         for one in unpinned:
             node.pin_rm(one.cid)
-            forget_published(repo.refs, node.location, [one.cid])
-        forget_published(repo.refs, node.location, [one.cid for one in (*gone, *foreign)])
+            forget_published(repo.refs, node.place, [one.cid])
+        forget_published(repo.refs, node.place, [one.cid for one in (*gone, *foreign)])
     kept = len(entries) - len(chosen)
     return UnpublishReport(node.location, unpinned, gone, foreign, kept, dry_run)
+
+
+def _chosen(
+    repo: Repository, entries: Sequence[Published], version: CidLike | None
+) -> list[Published]:
+    """Return what to take back: what is of a version, or without one what is of none.
+
+    Parts that are alike share a pin: it goes with a version, and stays while one of them is alive.
+    """
+    if not entries:
+        return []
+    if version is None:
+        alive = _Alive(repo, _live(repo))
+        kept = {one.cid for one in entries if alive.holds(one)}
+        return [one for one in entries if one.cid not in kept]
+    cids = _cids_of(repo, entries, version)
+    return [one for one in entries if one.cid in cids]
+
+
+def _cids_of(repo: Repository, entries: Sequence[Published], version: CidLike) -> set[CidBytes]:
+    """Return the CIDs of what was published of a version."""
+    try:
+        cid = as_cid_bytes(version)
+    except InvalidCIDError:
+        pass
+    else:
+        if not repo.blocks.has(cid):  # a version that is gone: nothing more is known of it
+            return {cid}
+    found = repo.resolve(version)
+    commits = set() if found.commit is None else {found.commit}
+    alive = _Alive(repo, (commits, [found.root]))
+    return {one.cid for one in entries if alive.holds(one)}
 
 
 class _Alive:
@@ -135,15 +172,21 @@ class _Alive:
         self.blocks = repo.blocks
         self.commits, self.roots = live
         self._made: dict[tuple[str, str], set[CidBytes]] = {}
+        self._ahead: dict[tuple[str, str], Iterator[CidBytes]] = {}
 
     def holds(self, one: Published) -> bool:
         """Tell whether a version still leads to what was published."""
         if one.kind == "commit":
             return one.cid in self.commits
         key = (one.kind, one.path)
-        if key not in self._made:
-            self._made[key] = set(self._all(*key))
-        return one.cid in self._made[key]
+        made = self._made.setdefault(key, set())
+        if one.cid in made:
+            return True
+        for cid in self._ahead.setdefault(key, self._all(*key)):  # no more than it takes
+            made.add(cid)
+            if cid == one.cid:
+                return True
+        return False
 
     def _all(self, kind: str, path: str) -> Iterator[CidBytes]:
         """Yield what publications of a kind and a path have, or would have, of all roots."""
@@ -153,23 +196,11 @@ class _Alive:
         for root in self.roots:
             try:
                 blocks, cid = subtree_blocks(self.blocks, root, path)
-            except NotFoundError:
+                yield UnixfsView(blocks, cid).cid if kind == "unixfs" else cid
+            except BlockNotFoundError:  # it may be alive: nobody can tell
+                raise
+            except (NotFoundError, InvalidKeyError):  # there is no such part, or no view of it
                 continue
-            yield UnixfsView(blocks, cid).cid if kind == "unixfs" else cid
-
-
-def _of_version(repo: Repository, version: CidLike, one: Published) -> bool:
-    try:
-        if as_cid_bytes(version) == one.cid:
-            return True
-    except InvalidCIDError:
-        pass
-    else:
-        if not repo.blocks.has(version):  # a version that is gone: nothing more is known of it
-            return False
-    found = repo.resolve(version)
-    commits = set() if found.commit is None else {found.commit}
-    return _Alive(repo, (commits, [found.root])).holds(one)
 
 
 def _live(repo: Repository) -> tuple[set[CidBytes], list[CidBytes]]:
