@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import quote, urlsplit
 
-from cas_zarr.blocks.base import BlockStore, checked
+from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.cache import MEMORY_LIMIT, Cache, RecentBlocks, open_cache
-from cas_zarr.blocks.memory import MemoryBlocks
-from cas_zarr.blocks.readonly import ReadOnlyBlocks
+from cas_zarr.blocks.readonly import Overlaid
 from cas_zarr.blocks.tiered import Behind, TieredBlocks
 from cas_zarr.cid import (
     BLAKE3,
@@ -29,7 +28,6 @@ from cas_zarr.cid import (
     DAG_PB,
     BytesLike,
     CidBytes,
-    CidLike,
     HashFunction,
     as_cid_bytes,
     codec_of,
@@ -292,13 +290,12 @@ def _is_here(url: str) -> bool:
     return False
 
 
-class _Beside(ReadOnlyBlocks):
+class _Beside(Overlaid):
     """Blocks of a tier, and those that were made here to read them: documents of subtrees."""
 
     def __init__(self, name: str, tier: TieredBlocks) -> None:
-        self.remote = tier.remote
+        super().__init__(tier)
         self.tier = tier
-        self.made = MemoryBlocks()
         self._name = name
 
     # docstrings inherited
@@ -309,43 +306,6 @@ class _Beside(ReadOnlyBlocks):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._name!r}, {self.tier!r})"
-
-    def _read(self, cid: CidBytes) -> BytesLike | None:
-        if len(self.made):
-            data = self.made._read(cid)
-            if data is not None:
-                return data
-        return self.tier.get(cid)
-
-    def get_many(self, cids: Sequence[CidLike]) -> Sequence[bytes]:
-        keys = [checked(cid) for cid in cids]
-        made = self.made.get_held(keys) if len(self.made) else {}
-        if not made:
-            return self.tier.get_many(keys)
-        others = iter(self.tier.get_many([key for key in keys if key not in made]))
-        return [made[key] if key in made else next(others) for key in keys]
-
-    def get_held(self, cids: Sequence[CidLike]) -> dict[CidBytes, bytes]:
-        made = self.made.get_held(cids)
-        return made | self.tier.get_held([cid for cid in map(checked, cids) if cid not in made])
-
-    def has_many(self, cids: Sequence[CidLike]) -> Sequence[bool]:
-        keys = [checked(cid) for cid in cids]
-        flags = list(self.made.has_many(keys))
-        rest = iter(
-            self.tier.has_many([k for k, here in zip(keys, flags, strict=True) if not here])
-        )
-        return [here or next(rest) for here in flags]
-
-    def _has(self, cid: CidBytes) -> bool:
-        return self.made._has(cid) or self.tier.has(cid)
-
-    def _size(self, cid: CidBytes) -> int | None:
-        size = self.made._size(cid)
-        return self.tier.size(cid) if size is None else size
-
-    def list(self) -> Iterator[CidBytes]:
-        return self.tier.list()
 
     def close(self) -> None:
         self.tier.close()

@@ -134,7 +134,7 @@ def repair(
         return _Repair(repo, blocks, source, progress).run()
     if isinstance(source, Repository):
         return _Repair(repo, blocks, source.blocks, progress).run()
-    with_blocks = Repository.open(source, read_only=True)
+    with_blocks = Repository.open_from(source, repo.sources)
     try:
         if os.path.abspath(with_blocks.location) == os.path.abspath(repo.location):
             raise InvalidArgumentError(f"{repo.location} cannot be repaired from itself")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import closing
 from typing import TYPE_CHECKING, TypeAlias
 
 from cas_zarr.blocks.base import BlockStore
@@ -12,6 +11,7 @@ from cas_zarr.blocks.readonly import Overlaid
 from cas_zarr.cid import DAG_JSON, CidBytes, CidLike, as_cid_bytes, codec_of, format_cid
 from cas_zarr.errors import InvalidArgumentError, NotFoundError
 from cas_zarr.mapping import CASMapping
+from cas_zarr.repository.faraway import Sources
 from cas_zarr.repository.guard import Guard
 from cas_zarr.repository.names import looks_like_cid
 from cas_zarr.repository.versions import split_place
@@ -52,9 +52,10 @@ def attach(
     if isinstance(source, (str, os.PathLike)):
         from cas_zarr.repository.repository import Repository
 
-        with closing(Repository.open(source, read_only=True)) as other:
+        sources = Sources() if repository is None else repository.sources
+        with Repository.open_from(source, sources) as other:
             return attach(mapping, repository, path, version, other, overwrite=overwrite)
-    place = source or repository or mapping.blocks
+    place = source if source is not None else repository or mapping.blocks
     blocks = place if isinstance(place, BlockStore) else place.blocks
     root = subtree_of(place, version)
     mapping.check_target(path, overwrite=overwrite)  # before anything is copied

@@ -232,6 +232,31 @@ def test_a_clone_by_address_asks_nobody_else(
         assert gateway.taken()
 
 
+def test_what_is_damaged_is_repaired_from_the_gateways_of_the_repository(
+    made: tuple[str, list[CidBytes], np.ndarray],
+    gateway: Counting,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(made[0], tmp_path / "r.cas")
+    location = f"ipfs://{format_cid(made[1][-1])}"
+    with counting_gateway(MemoryBlocks()) as default:
+        monkeypatch.setattr(faraway, "LOCAL_GATEWAY", default.url)
+        monkeypatch.setattr(faraway, "PUBLIC_GATEWAYS", ())
+        with Repository.open(tmp_path / "r.cas", gateways=gateway.url) as repo:
+            lost = _array_chunk(repo)
+            repo.blocks.delete(lost)
+            assert repo.repair(location).lost == ()
+            assert repo.blocks.has(lost)
+        assert default.taken() == []
+
+
+def _array_chunk(repo: Repository) -> CidBytes:
+    cid = CASStore(repo, read_only=True).mapping.cid_of("air/c/3/3")
+    assert cid is not None
+    return cid
+
+
 def test_a_root_a_subtree_and_a_gateway_in_the_address(
     made: tuple[str, list[CidBytes], np.ndarray], gateway: Counting
 ) -> None:

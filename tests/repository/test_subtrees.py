@@ -22,6 +22,7 @@ from cas_zarr.errors import (
     WriteOnceError,
 )
 from cas_zarr.mapping import CASMapping
+from cas_zarr.repository import faraway
 from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.subtrees import subtree_blocks, subtree_of
 from cas_zarr.tree.node import Header, Root
@@ -413,3 +414,58 @@ def test_a_part_has_one_cid_whoever_asks() -> None:
         record = there.refs.branch("main")
         assert record is not None
         assert record.work == cid
+
+
+def _far(tmp_path: Path, chunks: int = 40) -> tuple[Repository, str]:
+    """Return a repository with an array of that many chunks, and the address of its root."""
+    repo = Repository.open(tmp_path / "far.cas", create=True)
+    with repo.session() as session:
+        session.mapping["air/t/zarr.json"] = b'{"node_type": "array"}'
+        for row in range(chunks):
+            session.mapping[f"air/t/c/{row}"] = b"%d" % row
+        session.commit("far")
+    return repo, f"ipfs://{format_cid(repo.resolve('main').root)}"
+
+
+def test_what_is_attached_by_address_comes_from_the_gateways_of_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far, address = _far(tmp_path)
+    with far, counting_gateway(far.blocks) as server, counting_gateway(MemoryBlocks()) as default:
+        monkeypatch.setattr(faraway, "LOCAL_GATEWAY", default.url)
+        monkeypatch.setattr(faraway, "PUBLIC_GATEWAYS", ())
+        here = Repository.open(tmp_path / "here.cas", create=True, gateways=server.url)
+        with here, here.session() as session:
+            session.attach("x", address.removeprefix("ipfs://"), source=address)
+            assert session.mapping["x/air/t/c/7"] == b"7"
+        assert default.taken() == []
+
+
+def test_a_part_that_is_attached_from_afar_is_fetched_side_by_side_and_once(tmp_path: Path) -> None:
+    far, address = _far(tmp_path)
+    root = address.removeprefix("ipfs://")
+    with (
+        far,
+        counting_gateway(far.blocks) as server,
+        Repository.open(address, gateways=server.url, cache=False) as source,
+    ):
+        blocks, cid = subtree_blocks(source.blocks, source.resolve(root).root, "air")
+        assert blocks.remote
+        assert blocks.has_many([cid]) == [True]
+        server.taken()
+        server.delay = 0.02
+        with Repository.open(tmp_path / "here.cas", create=True) as here, here.session() as session:
+            session.attach("x", f"{root}:air", source=source)
+            assert session.mapping["x/t/c/7"] == b"7"
+        asked = server.taken()
+        assert {form for form, _ in asked} == {"raw"}
+        assert len(asked) == len(set(asked))
+        assert server.busiest > 8
+
+
+def test_a_source_without_a_block_is_not_passed_over(tmp_path: Path) -> None:
+    with Repository.open(tmp_path / "a.cas", create=True) as repo, repo.session() as session:
+        session.mapping["zarr.json"] = b"{}"
+        root = session.flush()
+        with pytest.raises(BlockNotFoundError):
+            session.attach("x", root, source=MemoryBlocks())
