@@ -13,7 +13,6 @@ import os
 import threading
 from array import array
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -25,6 +24,7 @@ from cas_zarr.blocks.carsource import FIRST, WebSource, open_source
 from cas_zarr.blocks.index import KEY_SIZE, PackIndex
 from cas_zarr.blocks.pack import MAX_SECTION, parse_section
 from cas_zarr.blocks.readonly import ReadOnlyBlocks
+from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import (
     DIGEST_SIZE,
     HASHES,
@@ -217,9 +217,8 @@ class CarBlocks(ReadOnlyBlocks):
             raise self._not_found(keys[row])
         read: dict[int, tuple[CidBytes, bytes]] = {}
         runs = self._runs(np.unique(places))
-        if self._source.remote and len(runs) > 1:
-            with ThreadPoolExecutor(min(_REQUESTS, len(runs))) as pool:
-                parts = list(pool.map(self._read_run, runs))
+        if self._source.remote:
+            parts = map_waiting(self._read_run, runs, parallel=_REQUESTS)
         else:
             parts = map_ordered(self._read_run, runs)
         for part in parts:
@@ -240,8 +239,7 @@ class CarBlocks(ReadOnlyBlocks):
         The sections are gone through for it; of a file on a server all is downloaded.
         """
         for cid, offset, _ in self._sections():
-            key = cid[-KEY_SIZE:]
-            if _is_known(cid) and self._index.find(key) == offset:
+            if _is_known(cid) and self._place(cid, offset) == offset:
                 yield as_cid_bytes(cid)
 
     def close(self) -> None:
@@ -347,6 +345,18 @@ class CarBlocks(ReadOnlyBlocks):
                 )
             yield Section(cid, offset, stop - start)
             offset = at + stop
+
+    def _place(self, cid: CidBytes, offset: int) -> int | None:
+        """Return where the index says that a block is which is at an offset, too."""
+        index = self._index
+        place = index.find(cid[-KEY_SIZE:])
+        if place == offset or index is not self._claimed:
+            return place
+        if place is None:
+            self._mistrust(cid, index)
+        else:  # a second copy, or the index lies
+            self._size(cid)
+        return self._index.find(cid[-KEY_SIZE:])
 
     def _mistrust(self, cid: CidBytes, index: _Index) -> None:
         """Make another index in place of one that led to another block."""

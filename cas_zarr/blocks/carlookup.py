@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cas_zarr.blocks.carsource import ByteSource
+from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import DIGEST_SIZE, HASHES
 from cas_zarr.codecs.carindex import MULTIHASH_INDEX_SORTED, IndexGroup, index_codec
 from cas_zarr.errors import FormatError
@@ -30,6 +31,7 @@ _ROWS: Final = 4096  # of a window: 160 KiB
 _KEPT: Final = 128  # windows: 20 MiB
 _GUESSES: Final = 4  # that are interpolated before the rest is halved
 _MAX_GROUPS: Final = 64
+_FRAME: Final = 64  # bytes: all that stands before the records of the first hash function
 
 
 class WindowedIndex:
@@ -91,41 +93,58 @@ class WindowedIndex:
 
     def find_many(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Return the offsets of many multihashes, (n, 34) uint8; -1 for those that are not here."""
-        rows = [key.tobytes() for key in keys]
+        found = np.full(len(keys), -1, np.int64)
+        rows = [(key.tobytes(), row) for row, key in enumerate(keys)]
+        rows.sort()  # neighbours share a window
+        for start in range(0, len(rows), _KEPT // 2):
+            part = rows[start : start + _KEPT // 2]
+            self._read_ahead([key for key, _ in part])
+            for key, row in part:
+                at = self.find(key)
+                found[row] = -1 if at is None else at
+        return found
+
+    def _read_ahead(self, keys: Sequence[bytes]) -> None:
+        """Read the windows in which some multihashes should stand, all at once."""
         likely: dict[tuple[bytes, int], IndexGroup] = {}
-        for key in rows:
+        for key in keys:
             group = self._groups.get(key[:2])
             if group is not None:
                 row = group.count * int.from_bytes(key[2:10], "big") >> 64
                 likely[key[:2], row // _ROWS] = group
-        wanted = [one for one in likely if one not in self._windows][: _KEPT // 2]
-        map_ordered(lambda one: self._window(one[0], likely[one], one[1]), wanted)
-        found = (self.find(key) for key in rows)
-        return np.fromiter((-1 if at is None else at for at in found), np.int64, len(rows))
+        wanted = [one for one in likely if one not in self._windows]
+        spread = map_waiting if self._source.remote else map_ordered
+        spread(lambda one: self._window(one[0], likely[one], one[1]), wanted)
 
     # ---------------------------------------------------------------------------------------
 
     def _framing(self, start: int) -> Iterator[IndexGroup]:
         source, size = self._source, self._source.size
-        codec, width = index_codec(source.read_at(start, 10))
-        at = start + width
+        frame, begin, at = source.read_at(start, _FRAME), start, start
+
+        def take(width: int) -> bytes:
+            nonlocal frame, begin, at
+            if at + width > begin + len(frame):
+                frame, begin = source.read_at(at, _FRAME), at
+            at += width
+            return frame[at - width - begin : at - begin]
+
+        codec, width = index_codec(frame)
+        at += width
         if codec != MULTIHASH_INDEX_SORTED:
             raise FormatError(f"{source.name} has an index of codec 0x{codec:x}")
-        codes = int.from_bytes(source.read_at(at, 4), "little")
-        at += 4
+        codes = int.from_bytes(take(4), "little")
         groups = 0
         if codes > _MAX_GROUPS:
             raise FormatError(f"the index of {source.name} claims {codes} hash functions")
         for _ in range(codes):
-            head = source.read_at(at, 12)
+            head = take(12)
             code, widths = (int.from_bytes(head[i:j], "little") for i, j in pairwise((0, 8, 12)))
-            at += 12
             for _ in range(widths):
-                head = source.read_at(at, 12)
+                head = take(12)
                 width, length = (
                     int.from_bytes(head[i:j], "little") for i, j in pairwise((0, 4, 12))
                 )
-                at += 12
                 groups += 1
                 if width < 8 or length % width or at + length > size or groups > _MAX_GROUPS:
                     raise FormatError(

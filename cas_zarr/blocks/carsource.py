@@ -14,18 +14,19 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from cas_zarr.errors import RemoteError, StorageError
 
 if TYPE_CHECKING:
-    from cas_zarr.blocks.http import HttpClient
+    from cas_zarr.blocks.http import HttpClient, HttpStream
 
 __all__ = [
     "FIRST",
     "ByteSource",
     "FileSource",
     "MemorySource",
+    "Paced",
     "WebSource",
     "is_url",
     "open_source",
@@ -36,6 +37,7 @@ FIRST: Final = 1 << 18
 
 _ATTEMPTS: Final = 3
 _PAUSE: Final = 0.2  # seconds, before the second attempt
+_SLOWEST: Final = 1024  # bytes a second, over the time-out
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 
@@ -155,6 +157,64 @@ class FileSource(ByteSource):
             file.close()
 
 
+class Paced:
+    """The body of an answer as a binary file that cannot seek, and that has to come on.
+
+    Parameters
+    ----------
+    stream : HttpStream
+    where : str
+        The URL, for messages.
+    timeout : float or None
+        Seconds in which 1 KiB for each of them must come.
+    size : int, optional
+        How many bytes there should be; none behind them are read.
+    """
+
+    def __init__(
+        self, stream: HttpStream, where: str, timeout: float | None, size: int | None = None
+    ) -> None:
+        self.where = where
+        self._stream = stream
+        self._timeout = timeout
+        self._wanted = size
+        self._waited = 0.0
+        self._size = 0
+
+    def seekable(self) -> bool:
+        """Tell that one cannot seek."""
+        return False
+
+    def read(self, size: int) -> bytes:
+        """Return at most `size` bytes; nothing at the end."""
+        if self._wanted is not None:
+            size = min(size, self._wanted - self._size)
+            if size == 0:
+                return b""
+        began = time.monotonic()
+        piece = self._stream.read(size)
+        self._waited += time.monotonic() - began
+        self._size += len(piece)
+        if not piece and self._wanted is not None:
+            raise RemoteError(
+                f"{self.where} broke off after {self._size} of {self._wanted} bytes; try again"
+            )
+        slow = self._timeout is not None and self._waited > self._timeout
+        if slow and self._size < _SLOWEST * self._waited:
+            raise RemoteError(
+                f"{self.where}: {self._size} bytes in {self._waited:.0f} s are too few; try again "
+                "later, or elsewhere"
+            )
+        return piece
+
+    def read_all(self) -> bytes:
+        """Return all that is left."""
+        pieces = []
+        while piece := self.read(1 << 20):
+            pieces.append(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
 class WebSource(ByteSource):
     """A file on a server.
 
@@ -200,14 +260,19 @@ class WebSource(ByteSource):
 
     @contextmanager
     def stream(self) -> Iterator[BinaryIO]:
-        """Give the whole file as a binary file object, read once from its begin."""
+        """Give the whole file as a binary file object, read once from its begin.
+
+        No more of it is read than was there when the file was opened.
+        """
         with self._lock:
             self.requests += 1
         with self._client.stream("GET", self._url, headers=self._headers()) as answer:
             if answer.status != 200:
                 raise self._refusal(answer.status)
             self._check_mark(answer.headers)
-            yield answer  # type: ignore[misc]
+            if answer.headers.get("content-length", str(self.size)) != str(self.size):
+                raise self._replaced()
+            yield cast(BinaryIO, Paced(answer, self.name, self._client.timeout, self.size))
 
     def close(self) -> None:
         if self._own is not None:
@@ -235,11 +300,18 @@ class WebSource(ByteSource):
         with self._lock:
             self.requests += 1
         with self._client.stream("GET", self._url, headers=headers) as answer:
-            found = _RANGE.fullmatch(answer.headers.get("content-range", ""))
             if answer.status == 200 and self.size < 0:
                 return self._whole(answer)
-            if answer.status != 206 or found is None:
+            if answer.status != 206:
                 raise self._refusal(answer.status)
+            said = answer.headers.get("content-range", "none")
+            found = _RANGE.fullmatch(said)
+            if found is None:
+                raise RemoteError(
+                    f"{self.name} answers a range with the content-range {said[:60]!r}, which "
+                    "cannot be read; download the file, and open it from the disk",
+                    status=206,
+                )
             first, last, total = map(int, found.groups())
             if first != start or last != min(start + size, total) - 1:
                 raise RemoteError(
@@ -250,25 +322,24 @@ class WebSource(ByteSource):
             if self.size >= 0 and total != self.size:
                 raise self._replaced()
             self._check_mark(answer.headers)
-            data = _read_all(answer, last - first + 1)
-            if len(data) != last - first + 1:
-                raise RemoteError(
-                    f"{self.name} broke off after {len(data)} of {last - first + 1} bytes; try "
-                    "again"
-                )
+            data = Paced(answer, self.name, self._client.timeout, last - first + 1).read_all()
             self.size = total
             return data
 
-    def _whole(self, answer: object) -> bytes:
+    def _whole(self, answer: HttpStream) -> bytes:
         """Take a short file from a server that answers with all of it."""
-        data = _read_all(answer, FIRST + 1)
-        if len(data) > FIRST:
-            raise RemoteError(
-                f"the server of {self.name} answers no range requests, so the file cannot be read "
-                "in place; download it and open it from the disk, or import it into a repository",
-                status=200,
-            )
-        self._check_mark(answer.headers)  # type: ignore[attr-defined]
+        body = Paced(answer, self.name, self._client.timeout)
+        data = b""
+        while piece := body.read(FIRST + 1 - len(data)):
+            data += piece
+            if len(data) > FIRST:
+                raise RemoteError(
+                    f"the server of {self.name} answers no range requests, so the file cannot be "
+                    "read in place; download it and open it from the disk, or import it into a "
+                    "repository",
+                    status=200,
+                )
+        self._check_mark(answer.headers)
         self.size = len(data)
         return data
 
@@ -290,15 +361,3 @@ class WebSource(ByteSource):
             f"{self.name} was replaced by another file while it was read; open it anew",
             status=status,
         )
-
-
-def _read_all(answer: object, size: int) -> bytes:
-    """Read up to `size` bytes of an answer."""
-    pieces: list[bytes] = []
-    while size > 0:
-        piece: bytes = answer.read(min(size, 1 << 20))  # type: ignore[attr-defined]
-        if not piece:
-            break
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cas_zarr.blocks import carfile
+from cas_zarr.blocks import carfile, carlookup, carsource
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.carfile import CarBlocks
 from cas_zarr.blocks.carlookup import WindowedIndex
 from cas_zarr.blocks.carsource import FIRST
+from cas_zarr.blocks.http import HttpClient
 from cas_zarr.cid import BLAKE3, DAG_CBOR, DAG_PB, RAW, SHA256, BytesLike, CidBytes, cid_of
 from cas_zarr.codecs.car import CarReader, CarWriter, encode_wrapper
 from cas_zarr.codecs.carindex import encode_index
@@ -63,6 +65,10 @@ class Server(ThreadingHTTPServer):
         self.ranges = True
         self.cut = False
         self.conditions = True
+        self.whole: bytes | None = None  # what is given where no range is asked for
+        self.chunked = False
+        self.said = ""  # in place of a content-range
+        self.pause = 0.0  # seconds between bytes
         self.asked: list[str | None] = []
 
     def handle_error(self, *_: object) -> None:
@@ -83,6 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         server.asked.append(wanted)
         data, status = server.data, 200
+        if wanted is None and server.whole is not None:
+            data = server.whole
         known = not server.conditions or self.headers.get("If-Range") in (None, server.etag)
         if wanted is not None and server.ranges and known:
             first, last = (int(number) for number in wanted[6:].split("-"))
@@ -90,13 +98,24 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         if status == 206:
             end = first + len(data) - 1
-            self.send_header("Content-Range", f"bytes {first}-{end}/{len(server.data)}")
+            said = server.said or f"bytes {first}-{end}/{len(server.data)}"
+            self.send_header("Content-Range", said)
         self.send_header("ETag", server.etag)
-        self.send_header("Content-Length", str(len(data)))
+        if server.chunked and status == 200:
+            self.send_header("Transfer-Encoding", "chunked")
+            data = b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)
+        else:
+            self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if server.cut and first:
             self.wfile.write(data[:1])
             self.close_connection = True
+            return
+        if server.pause:
+            with contextlib.suppress(OSError):  # the client has had enough
+                for at in range(len(data)):
+                    self.wfile.write(data[at : at + 1])
+                    time.sleep(server.pause)
             return
         self.wfile.write(data)
 
@@ -270,6 +289,37 @@ def test_an_index_that_leads_elsewhere_is_not_believed(tmp_path: Path) -> None:
                 assert list(car.get_many(list(BLOCKS))) == list(BLOCKS.values())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda code, digests, offsets: (code, digests, np.roll(offsets, 1)),
+        lambda code, digests, offsets: (code, digests[::2], offsets[::2]),
+        lambda code, digests, offsets: (code, digests[:0], offsets[:0]),
+    ],
+)
+def test_a_list_is_whole_whatever_the_index_says(tmp_path: Path, change: object) -> None:
+    twice = dict(list(BLOCKS.items())[:9])
+    path = tmp_path / "x.car"
+    with path.open("wb") as file:
+        writer = CarWriter(file)
+        for cid, data in (*twice.items(), *BLOCKS.items()):
+            writer.put(cid, data)
+        writer.finish()
+    with CarBlocks(path) as car:
+        assert sorted(car.list()) == sorted(BLOCKS)
+    lie(path, change)
+    with CarBlocks(path) as car:
+        assert sorted(car.list()) == sorted(BLOCKS)
+
+
+def test_the_bytes_of_a_car_are_read_as_a_file_is(tmp_path: Path) -> None:
+    whole = write_car(tmp_path / "x.car", BLOCKS).read_bytes()
+    with CarBlocks(whole) as car:
+        assert list(car.get_many(list(BLOCKS))) == list(BLOCKS.values())
+    with pytest.raises(FormatError, match="a car in memory"):
+        CarBlocks(whole[:60])
+
+
 def test_an_index_that_leads_out_of_the_file_is_not_believed(tmp_path: Path) -> None:
     path = write_car(tmp_path / "x.car", BLOCKS)
     lie(path, lambda code, digests, offsets: (code, digests, offsets + np.uint64(1 << 40)))
@@ -303,7 +353,8 @@ def test_a_file_that_is_cut_off_says_so(tmp_path: Path, version: int) -> None:
     whole = path.read_bytes()
     with CarReader(path) as reader:
         borders = [section.offset for section in reader.sections()]
-    for size in range(len(whole)):
+    ends = {border + here for border in borders for here in (-1, 0, 1, 40)}
+    for size in sorted({*range(0, len(whole), 37), *ends, len(whole) - 1}):
         path.write_bytes(whole[:size])
         if version == 1 and size in borders:  # nobody can tell
             with CarBlocks(path) as car:
@@ -416,8 +467,28 @@ def test_a_large_index_on_a_server_is_read_in_windows(
     monkeypatch.setattr(carfile, "_SMALL_INDEX", 0)
     server.data = write_car(tmp_path / "x.car", BLOCKS).read_bytes()
     with CarBlocks(server.url) as car:
+        assert len(server.asked) == 3  # the begin, and what stands before each hash function
         assert list(car.get_many(list(BLOCKS))) == list(BLOCKS.values())
         assert None not in server.asked
+
+
+def test_no_window_is_asked_for_twice_in_one_look(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carfile, "_SMALL_INDEX", 0)
+    monkeypatch.setattr(carlookup, "_ROWS", 4)
+    monkeypatch.setattr(carlookup, "_KEPT", 8)
+    blocks = sample_blocks(600) | {cid_of(RAW, BLAKE3, bytes(FIRST)): bytes(FIRST)}
+    server.data = write_car(tmp_path / "x.car", blocks).read_bytes()
+    cids = list(blocks)
+    random.Random(1).shuffle(cids)
+    with CarBlocks(server.url) as car:
+        opening = len(server.asked)
+        assert opening == 2
+        assert all(car.has_many(cids))
+        windows = server.asked[opening:]
+    # where digests lie unevenly, one stands in the window beside, which may be gone again
+    assert len(windows) < 1.5 * len(blocks) / 4
 
 
 def test_a_server_without_ranges_is_told(server: Server, tmp_path: Path) -> None:
@@ -462,6 +533,50 @@ def test_an_answer_that_breaks_off_is_told(server: Server, tmp_path: Path) -> No
             car.get(list(BLOCKS)[-40])
         server.cut = False
         assert car.get(list(BLOCKS)[-40]) == BLOCKS[list(BLOCKS)[-40]]
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize("longer", [True, False])
+def test_a_file_that_comes_whole_has_the_size_that_it_had(
+    server: Server, tmp_path: Path, chunked: bool, longer: bool
+) -> None:
+    server.data = write_car(tmp_path / "x.car", BLOCKS, version=1, index=False).read_bytes()
+    more = sample_blocks(50, 9)
+    with CarReader(tmp_path / "x.car") as reader:
+        borders = [section.offset for section in reader.sections()]
+    if longer:
+        server.whole = server.data
+        server.data = server.data[: borders[-1]]
+    else:
+        write_car(tmp_path / "x.car", BLOCKS | more, version=1, index=False)
+        server.whole = server.data[: borders[-1]]
+    server.chunked = chunked
+    if longer and chunked:  # what it is not to have is not looked at
+        with CarBlocks(server.url) as car:
+            assert len(car) == len(BLOCKS) - 1
+        return
+    with pytest.raises(RemoteError, match=r"was replaced|broke off"):
+        CarBlocks(server.url)
+
+
+def test_a_server_that_drips_is_left(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carsource, "_PAUSE", 0)
+    server.data = write_car(tmp_path / "x.car", BLOCKS, version=1, index=False).read_bytes()
+    with HttpClient(timeout=0.2) as client:
+        for whole in (True, False):
+            server.pause, server.ranges = 0.05, not whole
+            with pytest.raises(RemoteError, match="are too few"):
+                CarBlocks(server.url, client=client)
+
+
+@pytest.mark.parametrize("said", ["bytes 0-262143/*", "none", "bytes 1-1/2"])
+def test_a_range_that_is_none_is_told(server: Server, tmp_path: Path, said: str) -> None:
+    server.data = write_car(tmp_path / "x.car", BLOCKS).read_bytes()
+    server.said = said
+    with pytest.raises(RemoteError, match="download the file"):
+        CarBlocks(server.url)
 
 
 def test_a_server_that_is_not_there_is_told(server: Server) -> None:
