@@ -1,43 +1,28 @@
-"""A gateway on loopback that answers as it is told to: honestly, wrongly, slowly, without an end.
-
-It speaks over bare sockets, since no server library would send what is sent here.
-"""
+"""A gateway on loopback that answers as it is told to: honestly, wrongly, slowly, for ever."""
 # ruff: noqa: ARG001  (the lies share one signature)
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import random
 import socket
-import threading
+import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from cas_zarr.cid import BLAKE3, RAW, CidBytes, as_cid_bytes, cid_of, digest_of
 from cas_zarr.codecs.car import CarWriter
 from cas_zarr.errors import CasZarrError
+from servers.loopback import Loopback, Request, parse_request
 
-__all__ = ["LIES", "LyingGateway", "Request"]
+__all__ = ["LIES", "LyingGateway"]
 
 RAW_TYPE = "application/vnd.ipld.raw"
 CAR_TYPE = "application/vnd.ipld.car; version=1; order=dfs; dups=n"
 
 
-@dataclass(frozen=True)
-class Request:
-    """What came in: method, target, headers with names in lower case."""
-
-    method: str
-    target: str
-    headers: Mapping[str, str]
-
-
-class LyingGateway:
-    """A context manager; its threads end with it.
+class LyingGateway(Loopback):
+    """A gateway that answers as it is told to.
 
     Parameters
     ----------
@@ -51,14 +36,14 @@ class LyingGateway:
         Seconds before every answer.
     keep_alive : bool
         Whether an honest answer leaves the connection open.
+    context : ssl.SSLContext, optional
+        For TLS.
 
     Attributes
     ----------
-    url : str
     requests : list of Request
     sent : int
         Bytes of bodies that went out.
-    connections : int
     """
 
     def __init__(
@@ -69,87 +54,39 @@ class LyingGateway:
         times: int | None = None,
         delay: float = 0.0,
         keep_alive: bool = True,
+        context: ssl.SSLContext | None = None,
     ) -> None:
+        super().__init__(context=context)
         self.blocks = dict(blocks or {})
         self._digests = {digest_of(cid): data for cid, data in self.blocks.items()}
         self.lie = lie
         self.delay = delay
         self.requests: list[Request] = []
         self.sent = 0
-        self.connections = 0
         self._times = times
         self._keep_alive = keep_alive
-        self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
-        self._stopped = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.url = "http://{}:{}".format(*self._listener.getsockname())
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stopped.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        with self._lock:
-            for each in self._open:
-                with contextlib.suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
-        self._thread.join(10)
 
     # -- serving ------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
+    def serve(self, sock: socket.socket, lines: io.BufferedReader) -> None:
+        while (request := parse_request(lines)) is not None:
             with self._lock:
-                self._open.add(sock)
-                self.connections += 1
-            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
-
-    def _serve(self, sock: socket.socket) -> None:
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with sock, sock.makefile("rb") as lines:
-                while (request := _parse(lines)) is not None:
-                    with self._lock:
-                        self.requests.append(request)
-                        lie = self.lie
-                        if self._times is not None:
-                            self._times -= 1
-                            lie = self.lie if self._times >= 0 else "honest"
-                    self.wait(self.delay)
-                    if lie == "honest":
-                        self._honest(sock, request)
-                        if self._keep_alive:
-                            continue
-                    elif lie == "missing":
-                        self.answer(sock, b"no such block", status="404 Not Found")
-                        continue
-                    else:
-                        LIES[lie](self, sock, request)
-                    return
-        except OSError:
-            pass  # the client has had enough
-        finally:
-            with self._lock:
-                self._open.discard(sock)
-
-    def wait(self, seconds: float) -> bool:
-        """Wait; tell whether the server still runs."""
-        return not self._stopped.wait(seconds)
+                self.requests.append(request)
+                lie = self.lie
+                if self._times is not None:
+                    self._times -= 1
+                    lie = self.lie if self._times >= 0 else "honest"
+            self.wait(self.delay)
+            if lie == "honest":
+                self._honest(sock, request)
+                if self._keep_alive:
+                    continue
+            elif lie == "missing":
+                self.answer(sock, b"no such block", status="404 Not Found")
+                continue
+            else:
+                LIES[lie](self, sock, request)
+            return
 
     def send(self, sock: socket.socket, data: bytes) -> None:
         """Send a part of a body."""
@@ -202,17 +139,6 @@ class LyingGateway:
             self.answer(sock, self.car(), kind=CAR_TYPE, head=head)
         else:
             self.answer(sock, data, head=head)
-
-
-def _parse(lines: io.BufferedReader) -> Request | None:
-    first = lines.readline().decode("latin-1").split()
-    if len(first) != 3:
-        return None
-    headers = {}
-    while (line := lines.readline().decode("latin-1").strip()) != "":
-        name, _, value = line.partition(":")
-        headers[name.lower()] = value.strip()
-    return Request(first[0], first[1], headers)
 
 
 # -- the lies -----------------------------------------------------------------------------------
