@@ -87,8 +87,7 @@ class GatewayBlocks(ReadOnlyBlocks):
 
     Notes
     -----
-    `has` and `size` believe the gateways: both are hints. Looking up a host's name is not bounded
-    by `timeout`.
+    `has` and `size` believe the gateways: both are hints.
 
     Examples
     --------

@@ -18,31 +18,29 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, cast
 from urllib.parse import urljoin
 
+from cas_zarr.blocks.httpstream import FAILURES, MAX_BODY, HttpStream
 from cas_zarr.blocks.transport import (
+    BUFFER,
+    MAX_HEADERS,
     Address,
+    Answer,
     Connection,
     Watch,
     connect,
     explained,
     parse_url,
     shown,
-    usable,
 )
 from cas_zarr.closing import Closing
 from cas_zarr.errors import InvalidArgumentError, RemoteError
 
 __all__ = ["MAX_BODY", "HttpClient", "HttpStream", "Response", "Watch", "retry_after"]
 
-MAX_BODY = 16 << 20
-"""Largest body that `HttpClient.request` reads unless told otherwise, in bytes."""
-
 Body: TypeAlias = "bytes | Iterable[bytes] | None"
 
-_MAX_HEADERS = 1 << 16
-_MAX_LINE = 1 << 20
 _PIECE = 1 << 18
 _REDIRECTS = {301, 302, 303, 307, 308}
 _MAX_REDIRECTS = 3
@@ -50,7 +48,6 @@ _AGAIN = {429, 502, 503, 504}
 _BACKOFF = 0.1
 _MAX_PAUSE = 10.0
 _NAME = re.compile("[A-Za-z0-9_-]+")
-_FAILURES = (OSError, http.client.HTTPException, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,173 +65,6 @@ class Response:
     status: int
     headers: Mapping[str, str]
     body: bytes = field(repr=False)
-
-
-class HttpStream(Closing):
-    """An answer whose body is read piece by piece; a context manager.
-
-    It can be read as a binary file that cannot seek, by `CarReader` for one. Leaving it before its
-    end closes the connection; after it, the connection serves the next request.
-
-    Attributes
-    ----------
-    status : int
-    headers : mapping of str to str
-        Names in lower case.
-    """
-
-    def __init__(
-        self,
-        client: HttpClient,
-        connection: Connection,
-        raw: http.client.HTTPResponse,
-        *,
-        asked: tuple[str, str],
-        patience: float | None,
-        deadline: float | None,
-        watch: Watch | None,
-        reusable: bool,
-    ) -> None:
-        self._client = client
-        self._connection = connection
-        self._raw = raw
-        self._asked = asked
-        self._patience = patience
-        self._deadline = deadline
-        self._watch = watch
-        self._reusable = reusable
-        self._left: int | None = raw.length
-        self._over = False
-        self.status = raw.status
-        headers: dict[str, str] = {}
-        size = 0
-        for name, value in raw.headers.items():
-            size += len(name) + len(value)
-            key = name.lower()
-            headers[key] = f"{headers[key]}, {value}" if key in headers else value
-        self.headers: Mapping[str, str] = headers
-        encoding = headers.get("content-encoding", "identity").lower()
-        if size > _MAX_HEADERS:
-            raise self._refused(f"the headers have {size} bytes; at most {_MAX_HEADERS} are read")
-        if encoding != "identity":
-            raise self._refused(
-                f"the answer comes in the encoding {encoding[:40]!r}, which was not asked for; "
-                "use a server that sends bytes as they are"
-            )
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Yield the pieces of the body as they come."""
-        while piece := self.read():
-            yield piece
-
-    def read(self, size: int = _PIECE) -> bytes:
-        """Return what has come, at least one byte and at most `size`; nothing at the end.
-
-        Raises
-        ------
-        RemoteError
-            If nothing comes for as long as the time-out, or the body is cut off.
-        """
-        if self._over or size == 0:
-            return b""
-        if self._left is not None:
-            size = min(size, self._left) if size > 0 else self._left
-        elif size < 0:
-            size = _PIECE
-        piece = self._piece(size) if size else b""
-        if self._left is not None:
-            if size and not piece:
-                raise self._cut_off()
-            self._left -= len(piece)
-        if not piece or self._left == 0:
-            self._finish()
-        return piece
-
-    def read_all(self, limit: int = MAX_BODY) -> bytes:
-        """Return the rest of the body.
-
-        Raises
-        ------
-        RemoteError
-            As `read` does, or if there are more than `limit` bytes.
-        """
-        if self._left is not None and self._left > limit:
-            raise self._refused(f"the answer has {self._left} bytes; at most {limit} are read here")
-        pieces = []
-        size = 0
-        while piece := self.read():
-            size += len(piece)
-            if size > limit:
-                raise self._refused(f"the answer has more than the {limit} bytes that are read")
-            pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def lines(self, limit: int = _MAX_LINE) -> Iterator[bytes]:
-        """Yield the lines of the body as they come, without their ends, each at most `limit` bytes.
-
-        Raises
-        ------
-        RemoteError
-            As `read` does, or if a line is longer.
-        """
-        rest = b""
-        while piece := self.read():
-            *whole, rest = (rest + piece).split(b"\n")
-            yield from whole
-            if len(rest) > limit or any(len(line) > limit for line in whole):
-                raise self._refused(f"a line of the answer has more than {limit} bytes")
-        if rest:
-            yield rest
-
-    def seekable(self) -> bool:
-        """Tell that one cannot seek."""
-        return False
-
-    def readable(self) -> bool:
-        """Tell that one can read."""
-        return True
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        if not self._over:
-            self._reusable = False
-            self._finish()
-
-    def _piece(self, size: int) -> bytes:
-        now = time.monotonic()
-        deadline = None if self._patience is None else now + self._patience
-        if self._deadline is not None:
-            deadline = self._deadline if deadline is None else min(deadline, self._deadline)
-        self._connection.socket.deadline = deadline
-        try:
-            piece: bytes = self._raw.read1(size)
-        except _FAILURES as error:
-            self.close()
-            raise explained(*self._asked, error, self._patience) from error
-        if not piece and self._watch is not None and self._watch.aborted:
-            raise self._cut_off()
-        return piece
-
-    def _finish(self) -> None:
-        self._over = True
-        if self._watch is not None:
-            self._watch.detach()
-        self._raw.close()
-        self._client._take_back(
-            self._connection, reusable=self._reusable and not self._raw.will_close
-        )
-
-    def _cut_off(self) -> RemoteError:
-        self.close()
-        error = http.client.IncompleteRead(b"")
-        failure = explained(*self._asked, error, self._patience)
-        failure.__cause__ = error
-        return failure
-
-    def _refused(self, why: str) -> RemoteError:
-        self.close()
-        method, url = self._asked
-        return RemoteError(f"{method} {shown(url)}: {why}", status=self.status)
 
 
 class HttpClient(Closing):
@@ -320,7 +150,8 @@ class HttpClient(Closing):
             How often to ask again where there was no answer, or one of 429, 502, 503 or 504. Not
             where `body` is an iterable, which can be read only once.
         total : float, optional
-            Seconds until the answer must be there whole; by default ten times `timeout`.
+            Seconds until the answer must be there whole, all attempts together; by default ten
+            times `timeout`.
         watch : Watch, optional
             A handle on this request.
         connect_timeout : float, optional
@@ -336,10 +167,11 @@ class HttpClient(Closing):
         patience = self.timeout if timeout is None else timeout
         if total is None and patience is not None:
             total = 10 * patience
+        end = None if total is None else time.monotonic() + total
         if not (body is None or isinstance(body, bytes)):
             retries = 0
         for attempt in range(retries + 1):
-            pause = 0.0
+            last = attempt == retries
             try:
                 with self.stream(
                     method,
@@ -347,21 +179,18 @@ class HttpClient(Closing):
                     headers=headers,
                     body=body,
                     timeout=timeout,
-                    total=total,
+                    total=None if end is None else max(0.0, end - time.monotonic()),
                     watch=watch,
                     connect_timeout=connect_timeout,
                 ) as stream:
                     response = Response(stream.status, stream.headers, stream.read_all(limit))
-                if response.status not in _AGAIN or attempt == retries:
+                asked = retry_after(response.headers) or 0.0
+                if response.status not in _AGAIN or last or not _waited(attempt, end, asked):
                     return response
-                pause = retry_after(response.headers) or 0.0
             except RemoteError as error:
-                if attempt == retries or not isinstance(
-                    error.__cause__, (OSError, http.client.IncompleteRead)
-                ):
+                given_up = watch is not None and watch.aborted
+                if given_up or last or not _passing(error) or not _waited(attempt, end):
                     raise
-            pause = max(pause, _BACKOFF * 2**attempt * random.uniform(0.5, 1.5))
-            time.sleep(min(pause, _MAX_PAUSE))
         raise AssertionError("unreachable")
 
     def stream(
@@ -384,7 +213,7 @@ class HttpClient(Closing):
         deadline = None if total is None else time.monotonic() + total
         merged = {**self._headers, **_lowered(headers)}
         for _ in range(_MAX_REDIRECTS + 1):
-            stream = self._send(
+            stream = self._once(
                 method,
                 url,
                 merged,
@@ -405,7 +234,7 @@ class HttpClient(Closing):
 
     # -- one request --------------------------------------------------------------------------
 
-    def _send(
+    def _once(
         self,
         method: str,
         url: str,
@@ -418,10 +247,11 @@ class HttpClient(Closing):
         connect_timeout: float | None,
     ) -> HttpStream:
         address, target = parse_url(url)
+        once = not (body is None or isinstance(body, bytes))
         safe = method in ("GET", "HEAD") and body is None
         while True:
-            connection = self._take(address)
-            sent = _Sent()
+            # What can be sent only once is not sent to where nobody may listen any more.
+            connection = None if once else self._take(address)
             try:
                 if connection is None:
                     limit = self.connect_timeout if connect_timeout is None else connect_timeout
@@ -430,31 +260,32 @@ class HttpClient(Closing):
                         limit = left if limit is None else min(left, limit)
                     try:
                         connection = connect(address, timeout=limit, context=self._tls)
-                    except _FAILURES as error:
+                    except FAILURES as error:
                         raise explained(method, url, error, limit) from error
-                head = None if patience is None else time.monotonic() + 2 * patience
-                if deadline is not None:
-                    head = deadline if head is None else min(head, deadline)
-                connection.bound(patience=patience, deadline=head, watch=watch)
+                wire = connection.wire
+                wire.patience, wire.deadline, wire.watch = patience, deadline, watch
                 if watch is not None:
-                    watch.attach(connection.socket)
-                raw = _exchange(connection, method, target, headers, body, sent)
+                    watch.attach(wire)
+                failure = _send(connection, method, target, headers, body)
+                try:
+                    raw = _receive(connection)
+                except FAILURES as error:
+                    raise _Broken(failure or error) from error
                 return HttpStream(
-                    self,
                     connection,
                     raw,
                     asked=(method, url),
                     patience=patience,
                     deadline=deadline,
                     watch=watch,
-                    reusable=sent.whole,
+                    release=self._take_back if failure is None else _end,
                 )
             except BaseException as error:
                 if watch is not None:
                     watch.detach()
                 stale = connection is not None and connection.used
                 if connection is not None:
-                    connection.close()
+                    connection.hang_up()
                 if isinstance(error, _Broken):
                     cause = error.cause
                     # The server closed it while it was idle: nobody has read the request.
@@ -475,34 +306,25 @@ class HttpClient(Closing):
                 connection = idle.pop()
             except IndexError:
                 break
-            if usable(connection):
+            if connection.usable():
                 return connection
-            connection.close()
+            connection.hang_up()
         return None
 
-    def _take_back(self, connection: Connection, *, reusable: bool) -> None:
+    def _take_back(self, connection: Connection, reusable: bool) -> None:
         idle = self._idle.setdefault(connection.address, [])
         if reusable and len(idle) < self._connections:
             connection.used = True
-            connection.bound(patience=None, deadline=None)
+            connection.wire.watch = None
             idle.append(connection)
         else:
-            connection.close()
+            connection.hang_up()
 
     def _tls(self) -> ssl.SSLContext:
         with self._context_lock:
             if self._context is None:
                 self._context = ssl.create_default_context()
             return self._context
-
-
-class _Sent:
-    """Whether a request went out whole."""
-
-    __slots__ = ("whole",)
-
-    def __init__(self) -> None:
-        self.whole = False
 
 
 class _Broken(Exception):
@@ -513,16 +335,11 @@ class _Broken(Exception):
         self.cause = cause
 
 
-def _exchange(
-    connection: Connection,
-    method: str,
-    target: str,
-    headers: Mapping[str, str],
-    body: Body,
-    sent: _Sent,
-) -> http.client.HTTPResponse:
+def _send(
+    connection: Connection, method: str, target: str, headers: Mapping[str, str], body: Body
+) -> Exception | None:
+    """Send a request; return why the server did not take the whole body, if it did not."""
     whole = body if isinstance(body, bytes) else None
-    failure: Exception | None = None
     try:
         connection.putrequest(method, target, skip_accept_encoding=True)
         for name, value in headers.items():
@@ -534,7 +351,7 @@ def _exchange(
         elif method not in ("GET", "HEAD"):
             connection.putheader("content-length", "0")
         connection.endheaders()
-    except _FAILURES as error:
+    except FAILURES as error:
         raise _Broken(error) from error
     pieces: Iterable[bytes] = ()
     if whole is not None:
@@ -544,15 +361,43 @@ def _exchange(
     for piece in pieces:
         try:
             connection.send(piece)
-        except _FAILURES as error:
-            failure = error  # the server may have answered why it reads no more
-            break
-    try:
-        raw = connection.getresponse()
-    except _FAILURES as error:
-        raise _Broken(failure or error) from error
-    sent.whole = failure is None
+        except FAILURES as error:
+            return error  # the server may have answered why it reads no more
+    return None
+
+
+def _receive(connection: Connection) -> Answer:
+    """Read an answer up to its body: in twice the time that may pass without a byte, at most."""
+    wire = connection.wire
+    if wire.patience is not None:
+        end = time.monotonic() + 2 * wire.patience
+        wire.deadline = end if wire.deadline is None else min(wire.deadline, end)
+    wire.room = MAX_HEADERS + BUFFER
+    raw = cast(Answer, connection.getresponse())
+    wire.room = None
     return raw
+
+
+def _end(connection: Connection, _: bool) -> None:
+    connection.hang_up()
+
+
+def _passing(error: RemoteError) -> bool:
+    """Tell whether what went wrong may go right the next time."""
+    cause = error.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return False
+    return isinstance(cause, (OSError, http.client.IncompleteRead))
+
+
+def _waited(attempt: int, end: float | None, asked: float = 0.0) -> bool:
+    """Wait until it is time to ask again; False where no time is left for that."""
+    pause = max(asked, _BACKOFF * 2**attempt * random.uniform(0.5, 1.5))
+    pause = min(pause, _MAX_PAUSE)
+    if end is not None and time.monotonic() + pause >= end:
+        return False
+    time.sleep(pause)
+    return True
 
 
 def _chunks(body: Iterable[bytes]) -> Iterator[bytes]:
@@ -609,6 +454,6 @@ def _close_all(idle: dict[Address, list[Connection]]) -> None:
     for connections in list(idle.values()):
         while connections:
             try:
-                connections.pop().close()
+                connections.pop().hang_up()
             except IndexError:
                 break

@@ -7,26 +7,50 @@ it lacks: sockets that end a slow trickle, and a handle by which another thread 
 from __future__ import annotations
 
 import http.client
+import io
 import re
 import select
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Protocol, cast
+from types import MappingProxyType
+from typing import Any
 from urllib.parse import urlsplit
 
+from cas_zarr.blocks.hosts import look_up
 from cas_zarr.errors import InvalidArgumentError, RemoteError
 
-__all__ = ["Address", "Connection", "Watch", "connect", "explained", "parse_url", "shown", "usable"]
+__all__ = [
+    "BUFFER",
+    "MAX_HEADERS",
+    "Address",
+    "Answer",
+    "Connection",
+    "TooLargeError",
+    "Watch",
+    "Wire",
+    "connect",
+    "explained",
+    "parse_url",
+    "shown",
+]
 
 Address = tuple[str, str, int]
 """Scheme, host and port."""
 
+MAX_HEADERS = 1 << 16
+"""Bytes of headers that are read."""
+
+BUFFER = 1 << 13
+"""Bytes of a body that may come along with the end of the headers."""
+
+_MAX_TRAILERS, _MAX_TRAILER = 100, 1 << 13
 _PORTS = {"http": 80, "https": 443}
 _STRANGE = re.compile(r"[^!-~]")
+_USER = re.compile(r"//[^/]*@")
 _SHOWN = 300
 
 
@@ -44,110 +68,195 @@ class Watch:
     def __init__(
         self, *, after: float | None = None, then: Callable[[], object] | None = None
     ) -> None:
-        self._due = None if after is None else time.monotonic() + after
+        self.due = None if after is None or then is None else time.monotonic() + after
         self._then = then
         self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
+        self._wire: Wire | None = None
         self.aborted = False
 
     def abort(self) -> None:
         """End the request from any thread: it fails at once. One that is over stays as it is."""
         with self._lock:
             self.aborted = True
-            if self._socket is not None:
-                _shut(self._socket)
+            if self._wire is not None:
+                self._wire.cut()
 
-    def attach(self, sock: socket.socket) -> None:
-        """Let `abort` end what goes over `sock`."""
+    def attach(self, wire: Wire) -> None:
+        """Let `abort` end what goes over `wire`."""
         with self._lock:
-            self._socket = sock
+            self._wire = wire
             if self.aborted:
-                _shut(sock)
+                wire.cut()
 
     def detach(self) -> None:
-        """Let go of the socket: another request may use it now."""
+        """Let go of the wire: another request may use it now."""
         with self._lock:
-            self._socket = None
+            self._wire = None
 
-    def wait(self, sock: socket.socket) -> None:
-        """Return when bytes are there, or when `then` was called."""
-        if self._due is None or self._then is None:
-            return
-        if isinstance(sock, ssl.SSLSocket) and sock.pending():
-            return
-        left = self._due - time.monotonic()
-        if left > 0 and _readable(sock, left):
-            return
-        self._due = None
-        self._then()
+    def ring(self) -> None:
+        """Tell that it takes long."""
+        self.due = None
+        if self._then is not None:
+            self._then()
 
 
-class _Bounded(Protocol):
-    patience: float | None
-    deadline: float | None
-    watch: Watch | None
+class Wire:
+    """A connected socket as ``http.client`` takes it, whose reads and writes have an end.
 
+    Attributes
+    ----------
+    patience : float or None
+        Seconds that a read or a write may take.
+    deadline : float or None
+        When the last of them ends, on the monotonic clock.
+    room : int or None
+        How many bytes may still come.
+    watch : Watch or None
+    """
 
-def _allow(sock: Any) -> None:
-    """Give the next read as long as patience and deadline leave."""
-    bounds = cast(_Bounded, sock)
-    if bounds.watch is not None:
-        bounds.watch.wait(sock)
-    patience = bounds.patience
-    if bounds.deadline is not None:
-        left = bounds.deadline - time.monotonic()
-        if left <= 0:
+    def __init__(self, sock: socket.socket) -> None:
+        self.patience: float | None = None
+        self.deadline: float | None = None
+        self.room: int | None = None
+        self.watch: Watch | None = None
+        self._socket = sock
+
+    def recv_into(self, buffer: Any) -> int:
+        """Read what has come, at least one byte; 0 at the end."""
+        end = self._end()
+        while True:
+            due = None if self.watch is None else self.watch.due
+            rings = due is not None and (end is None or due < end)
+            try:
+                self._allow(due if rings else end)
+                count = self._socket.recv_into(buffer)
+                break
+            except TimeoutError:
+                if not rings or self.watch is None:
+                    raise
+                self.watch.ring()
+        if self.room is not None:
+            self.room -= count
+            if self.room < 0:
+                raise TooLargeError
+        return count
+
+    def sendall(self, data: bytes) -> None:
+        """Send bytes."""
+        self._allow(self._end())
+        self._socket.sendall(data)
+
+    def makefile(self, mode: str) -> io.BufferedReader:  # noqa: ARG002
+        """Return a file that reads from here; closing it leaves the socket open."""
+        return io.BufferedReader(_Reader(self), BUFFER)
+
+    def close(self) -> None:
+        """Do nothing: ``http.client`` closes before the body is read."""
+
+    def hang_up(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def cut(self) -> None:
+        """End the connection under whoever reads or writes."""
+        with suppress(OSError):  # it is closed already
+            # Not its own: that of TLS would drop the keys under the thread that reads.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def readable(self) -> bool:
+        """Tell whether there are bytes, or the end."""
+        try:
+            if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+                return True
+            poll = select.poll()
+            poll.register(self._socket.fileno(), select.POLLIN)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):  # closed meanwhile
+            return True
+
+    def _end(self) -> float | None:
+        """Return when a read or a write that begins now has to end."""
+        silent = _after(self.patience)
+        if silent is None or self.deadline is None:
+            return self.deadline if silent is None else silent
+        return min(silent, self.deadline)
+
+    def _allow(self, end: float | None) -> None:
+        left = None if end is None else end - time.monotonic()
+        if left is not None and left <= 0:
             raise TimeoutError("timed out")
-        patience = left if patience is None else min(left, patience)
-    sock.settimeout(patience)
+        self._socket.settimeout(left)
 
 
-class _Plain(socket.socket):
-    patience: float | None = None
-    deadline: float | None = None
-    watch: Watch | None = None
+class _Reader(io.RawIOBase):
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
 
-    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        _allow(self)
-        return super().recv_into(buffer, nbytes, flags)
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._wire.recv_into(buffer)
 
 
-class _Secure(ssl.SSLSocket):
-    patience: float | None = None
-    deadline: float | None = None
-    watch: Watch | None = None
+class TooLargeError(http.client.HTTPException):
+    """More came than there was room for."""
 
-    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
-        _allow(self)
-        return super().recv_into(buffer, nbytes, flags)
+
+class Answer(http.client.HTTPResponse):
+    """An answer, with the trailers that came behind its body.
+
+    What a server says before its answer (1xx) is skipped; 101 is none of these.
+    """
+
+    trailers: Mapping[str, str] = MappingProxyType({})
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            found: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
+            if not 101 < found[1] < 200:
+                return found
+            http.client.parse_headers(self.fp)
+
+    def _read_and_discard_trailer(self) -> None:
+        trailers: dict[str, str] = {}
+        for _ in range(_MAX_TRAILERS):
+            line = self.fp.readline(_MAX_TRAILER + 1)
+            if line in (b"\r\n", b"\n"):
+                self.trailers = trailers
+                return
+            if not line:
+                raise http.client.IncompleteRead(b"")
+            if len(line) > _MAX_TRAILER:
+                break
+            name, _, value = line.decode("latin-1").partition(":")
+            trailers[name.strip().lower()] = value.strip()
+        raise http.client.LineTooLong("trailers")
 
 
 class Connection(http.client.HTTPConnection):
     """A connection that never opens itself anew behind our back."""
 
     auto_open = 0
+    response_class = Answer
 
-    def __init__(self, address: Address, sock: _Plain | _Secure) -> None:
+    def __init__(self, address: Address, sock: socket.socket) -> None:
         super().__init__(address[1], address[2])
         self.default_port = _PORTS[address[0]]
         self.address = address
-        self.socket = sock  # http.client drops its own where the server will close
-        self.sock: Any = sock
+        self.wire = Wire(sock)  # http.client drops its own where the server will close
+        self.sock: Any = self.wire
         self.used = False
 
-    def bound(
-        self, *, patience: float | None, deadline: float | None, watch: Watch | None = None
-    ) -> None:
-        """Set how long a read may take from now on, and who watches."""
-        self.socket.patience = patience
-        self.socket.deadline = deadline
-        self.socket.watch = watch
-        self.socket.settimeout(patience)
-
-    def close(self) -> None:
+    def hang_up(self) -> None:
         """Close the connection."""
-        super().close()
-        self.socket.close()
+        self.close()
+        self.wire.hang_up()
+
+    def usable(self) -> bool:
+        """Tell whether an idle connection can carry another request."""
+        # Bytes that nobody asked for, or its end.
+        return self.sock is not None and not self.wire.readable()
 
 
 def parse_url(url: str) -> tuple[Address, str]:
@@ -166,10 +275,10 @@ def parse_url(url: str) -> tuple[Address, str]:
     # A line break that got into a request would be a second request.
     if not host or _STRANGE.search(url):
         raise InvalidArgumentError(
-            f"{url[:_SHOWN]!r} is no url; give one like http://127.0.0.1:8080/path, quoted"
+            f"{shown(url)!r} is no url; give one like http://127.0.0.1:8080/path, quoted"
         )
     if parts.scheme not in _PORTS:
-        raise InvalidArgumentError(f"{url[:_SHOWN]!r} is no url of http or https")
+        raise InvalidArgumentError(f"{shown(url)!r} is no url of http or https")
     if parts.username is not None or parts.password is not None:
         raise InvalidArgumentError(
             f"the url of {host} holds a user or a password; give them as a header or a token"
@@ -181,32 +290,37 @@ def parse_url(url: str) -> tuple[Address, str]:
 
 
 def shown(url: str) -> str:
-    """Return a URL as messages show it: without its query, which may hold a secret."""
-    return url.partition("?")[0].partition("#")[0][:_SHOWN]
+    """Return a URL as messages show it: without user, password and query, which hold secrets."""
+    return _USER.sub("//", url.partition("?")[0].partition("#")[0])[:_SHOWN]
 
 
 def connect(
     address: Address, *, timeout: float | None, context: Callable[[], ssl.SSLContext]
 ) -> Connection:
-    """Open a connection; all its addresses together, and TLS, take about `timeout` seconds."""
+    """Open a connection; to look up its host, all its addresses, and TLS end with the time-out.
+
+    Parameters
+    ----------
+    address : Address
+    timeout : float or None
+        In seconds.
+    context : callable
+        Gives the context for TLS, where it is needed.
+    """
     scheme, host, port = address
-    end = None if timeout is None else time.monotonic() + timeout
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    end = _after(timeout)
+    found = look_up(host, port, timeout=timeout)
     error: OSError = OSError("the host has no address")
     for row, (family, kind, protocol, _, where) in enumerate(found):
-        sock = _Plain(family, kind, protocol)
+        sock = socket.socket(family, kind, protocol)
         try:
-            if end is not None:
-                share = (end - time.monotonic()) / (len(found) - row)
-                sock.settimeout(max(share, 0.001))
+            sock.settimeout(_left(end, share=len(found) - row))
             sock.connect(where)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if scheme == "http":
-                return Connection(address, sock)
-            settings = context()
-            settings.sslsocket_class = _Secure
-            secure = settings.wrap_socket(sock, server_hostname=host)
-            return Connection(address, cast(_Secure, secure))
+            if scheme == "https":
+                sock.settimeout(_left(end))
+                sock = context().wrap_socket(sock, server_hostname=host)
+            return Connection(address, sock)
         except OSError as failure:
             error = failure
             sock.close()
@@ -216,16 +330,10 @@ def connect(
     raise error
 
 
-def usable(connection: Connection) -> bool:
-    """Tell whether an idle connection can carry another request."""
-    # Bytes that nobody asked for, or its end.
-    return connection.sock is not None and not _readable(connection.socket, 0)
-
-
 def explained(method: str, url: str, error: BaseException, timeout: float | None) -> RemoteError:
     """Return the error that says in words what went wrong."""
     head = f"{method} {shown(url)}"
-    if isinstance(error, socket.gaierror):
+    if isinstance(error, (socket.gaierror, UnicodeError)):
         why = "the host has no address; check its name and the network"
     elif isinstance(error, ConnectionRefusedError):
         why = "nothing listens there; start the server, or check host and port"
@@ -236,6 +344,8 @@ def explained(method: str, url: str, error: BaseException, timeout: float | None
         why = f"no answer, or no more of it, within {limit}; try again, or allow more time"
     elif isinstance(error, (http.client.RemoteDisconnected, ConnectionError)):
         why = "the server closed the connection before it had answered; try again"
+    elif isinstance(error, TooLargeError):
+        why = f"its headers have more than the {MAX_HEADERS} bytes that are read; check the url"
     elif isinstance(error, http.client.IncompleteRead):
         why = "the answer is cut off; try again"
     elif isinstance(error, (http.client.HTTPException, ValueError)):
@@ -246,16 +356,10 @@ def explained(method: str, url: str, error: BaseException, timeout: float | None
     return RemoteError(f"{head}: {why}")
 
 
-def _readable(sock: socket.socket, seconds: float) -> bool:
-    try:
-        poll = select.poll()
-        poll.register(sock.fileno(), select.POLLIN)
-        return bool(poll.poll(max(0.0, seconds) * 1000))
-    except (OSError, ValueError):  # closed meanwhile
-        return True
+def _after(seconds: float | None) -> float | None:
+    return None if seconds is None else time.monotonic() + seconds
 
 
-def _shut(sock: socket.socket) -> None:
-    # Not its own: that of TLS would drop the keys under the thread that reads.
-    with suppress(OSError):  # it is closed already
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+def _left(end: float | None, *, share: int = 1) -> float | None:
+    """Return the seconds until a time, divided among some; a little where none are left."""
+    return None if end is None else max((end - time.monotonic()) / share, 0.001)
