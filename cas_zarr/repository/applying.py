@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
 
-from cas_zarr.blocks.carsource import is_url
+from cas_zarr.blocks.carsource import Paced, is_url
 from cas_zarr.cid import (
     DAG_CBOR,
     DAG_JSON,
@@ -34,7 +34,7 @@ from cas_zarr.errors import (
     ReadOnlyError,
     RemoteError,
 )
-from cas_zarr.repository.commit import Commit
+from cas_zarr.repository.commit import COMMIT_TYPE, Commit
 from cas_zarr.repository.exporting import CarNote
 from cas_zarr.repository.names import check_name
 from cas_zarr.repository.placing import Placer
@@ -42,6 +42,7 @@ from cas_zarr.repository.refs import Branch
 from cas_zarr.repository.transfer import Known
 from cas_zarr.repository.versions import Commits, root_of
 from cas_zarr.repository.working import now
+from cas_zarr.tree.node import ROOT_TYPE
 from cas_zarr.tree.walk import reachable
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class CarReport(ReadableCids):
     source : str
         Where the CAR was.
     roots : tuple of CidBytes
-        What the CAR names; all that they lead to is here.
+        What the CAR names. All that a version among them leads to is here; what leads to something
+        else is here itself.
     blocks, size : int
         What is new here; `size` in bytes.
     held : int
@@ -146,15 +148,14 @@ def import_car(
         raise ReadOnlyError(f"{repo.location} is open for reading only")
     if branch is not None:
         check_name(branch)
-    repo.make()
-    placer = Placer(repo, "import")  # before a block is put: a collection may go on beside
     with _opened(source, client) as car:
+        repo.make()
+        placer = Placer(repo, "import")  # before a block is put: a collection may go on beside
         taker = _Taker(repo, car.reader, progress)
         taker.take()
         roots = tuple(map(as_cid_bytes, car.reader.header.roots))
     checker = _Checker(repo, car.name, taker.note)
-    for root in roots:
-        checker.check(root)
+    shown = [checker.check(root) for root in roots]
     report = CarReport(
         car.name,
         roots,
@@ -162,7 +163,7 @@ def import_car(
         taker.size,
         taker.held,
         since=None if taker.note is None else taker.note.since,
-        root=_root_of(repo, roots[0]) if len(roots) == 1 else None,
+        root=shown[0] if len(roots) == 1 else None,
     )
     if branch is None:
         return report
@@ -171,7 +172,7 @@ def import_car(
             f"{car.name} names {len(roots)} roots, so it cannot be told what branch {branch!r} "
             "shall lead to; import it without a branch, and move the branch to a root"
         )
-    text = f"import {Path(car.name).name or car.name}" if message is None else message
+    text = _message(car.name) if message is None else message
     record = _move(repo, placer, branch, roots[0], report, text, commit=commit, replace=replace)
     return CarReport(
         report.source,
@@ -184,6 +185,11 @@ def import_car(
         record.commit,
         root_of(repo.blocks, record),
     )
+
+
+def _message(name: str) -> str:
+    text = f"import {Path(name).name or name}"
+    return text.encode(errors="replace").decode()  # a file may have a name that is no text
 
 
 # -- reading ------------------------------------------------------------------------------------
@@ -223,7 +229,8 @@ def _opened(
                     f"{name} answered with status {answer.status}; check the url",
                     status=answer.status,
                 )
-            yield _Opened(CarReader(answer, name=name), name)  # type: ignore[arg-type]
+            body = cast(BinaryIO, Paced(answer, name, (client or own).timeout))  # type: ignore[union-attr]
+            yield _Opened(CarReader(body, name=name), name)
     finally:
         if own is not None:
             own.close()
@@ -238,6 +245,7 @@ class _Taker:
         self._progress = progress
         self.note: CarNote | None = None
         self.blocks = self.size = self.held = 0
+        self._read = 0  # bytes
         self._unflushed = [0, 0]
 
     def take(self) -> None:
@@ -273,13 +281,14 @@ class _Taker:
         self.held += len(batch) - len(fresh)
         self.blocks += len(fresh)
         self.size += size
+        self._read += sum(len(data) for _, data in batch)
         self._unflushed[0] += len(fresh)
         self._unflushed[1] += size
         if self._unflushed[0] >= _FLUSH_BLOCKS or self._unflushed[1] >= _FLUSH_BYTES:
             self._blocks.flush()
             self._unflushed = [0, 0]
         if self._progress is not None and batch:
-            self._progress(self.blocks + self.held, self.size)
+            self._progress(self.blocks + self.held, self._read)
 
 
 def _is_identity(cid: CidBytes) -> bool:
@@ -303,16 +312,29 @@ class _Checker:
         self._last: CidBytes | None = None
         if newest is not None:
             with suppress(CasZarrError):  # behind a ref that is hurt already
-                self._last = self._commits.read(newest).root
+                last = self._commits.read(newest).root
+                self._blocks.get(last)
+                self._last = last
 
-    def check(self, root: CidBytes) -> None:
-        """Raise BlockNotFoundError where something is missing."""
-        if codec_of(root) == DAG_CBOR:
-            self._history(root)
-        elif codec_of(root) == DAG_JSON:
-            self._tree(root)
-        elif not self._blocks.has(root):
+    def check(self, root: CidBytes) -> CidBytes | None:
+        """Return the dataset that a root of the CAR shows; None where it is no version.
+
+        Raises
+        ------
+        BlockNotFoundError
+            If something is missing: of a version, of all that it leads to; else the block itself.
+        """
+        if _is_identity(root):
+            return None
+        if not self._blocks.has(root):
             raise self._missing(root, 1, "", root)
+        if codec_of(root) == DAG_CBOR and COMMIT_TYPE.encode() in self._blocks.get(root):
+            self._history(root)
+            return self._commits.read(root).root
+        if codec_of(root) == DAG_JSON and ROOT_TYPE.encode() in self._blocks.get(root):
+            self._tree(root)
+            return root
+        return None
 
     def _history(self, tip: CidBytes) -> None:
         order: list[CidBytes] = []
@@ -395,12 +417,6 @@ class _Checker:
         return BlockNotFoundError(f"{text}. No branch has moved")
 
 
-def _root_of(repo: Repository, cid: CidBytes) -> CidBytes | None:
-    if codec_of(cid) == DAG_CBOR:
-        return Commit.from_block(cid, repo.blocks.get(cid)).root
-    return cid if codec_of(cid) == DAG_JSON else None
-
-
 # -- moving the branch --------------------------------------------------------------------------
 
 
@@ -415,7 +431,7 @@ def _move(
     commit: bool,
     replace: bool,
 ) -> Branch:
-    if codec_of(root) not in (DAG_CBOR, DAG_JSON):
+    if report.root is None:
         raise InvalidArgumentError(
             f"{format_cid(root)} in {report.source} is neither a commit nor a root of a dataset, "
             f"so branch {branch!r} cannot lead to it; import it without a branch"

@@ -22,6 +22,7 @@ from cas_zarr.errors import BlockNotFoundError, InvalidArgumentError
 from cas_zarr.repository.describe import describe_node
 from cas_zarr.tree.chunktree import ChunkTree, Value
 from cas_zarr.tree.keys import check_key, parse_form
+from cas_zarr.tree.morton import COORDINATE_BITS
 from cas_zarr.tree.node import Node, Root
 from cas_zarr.tree.shards import TreeReader, iter_entries
 from cas_zarr.tree.values import file_blocks
@@ -137,7 +138,8 @@ def index_box(
     Returns
     -------
     tuple of (start, stop)
-        In chunk coordinates, as `CASMapping.cid` and `prove` take a box.
+        In chunk coordinates, as `CASMapping.cid` and `prove` take a box; no further than there
+        can be chunks.
     """
     if len(slices) > len(shape):
         raise InvalidArgumentError(
@@ -147,7 +149,8 @@ def index_box(
     for axis, (length, chunk) in enumerate(zip(shape, chunk_shape, strict=True)):
         start, stop = _bounds(slices[axis], length) if axis < len(slices) else (0, length)
         step = max(chunk, 1)
-        box.append((start // step, -(-stop // step)) if stop > start else (0, 0))
+        low, high = start // step, min(-(-stop // step), 1 << COORDINATE_BITS)
+        box.append((low, high) if high > low else (0, 0))
     return tuple(box)
 
 

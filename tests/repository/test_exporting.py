@@ -16,7 +16,17 @@ from syncing import array, commit, contents, grid, held
 
 from cas_zarr.blocks import disk
 from cas_zarr.blocks.carfile import CarBlocks
-from cas_zarr.cid import DAG_CBOR, DAG_JSON, RAW, CidBytes, codec_of, format_cid
+from cas_zarr.cid import (
+    BLAKE3,
+    DAG_CBOR,
+    DAG_JSON,
+    RAW,
+    SHA256,
+    CidBytes,
+    cid_of,
+    codec_of,
+    format_cid,
+)
 from cas_zarr.codecs.car import CarReader, CarWriter
 from cas_zarr.errors import (
     BlockNotFoundError,
@@ -428,6 +438,38 @@ def test_a_car_whose_root_is_no_version_or_many_moves_nothing(
     assert other.branches() == {}
 
 
+def foreign(cid: CidBytes, data: bytes) -> io.BytesIO:
+    stream = io.BytesIO()
+    writer = CarWriter(stream, [cid])
+    writer.put(cid, data)
+    writer.finish()
+    stream.seek(0)
+    return stream
+
+
+@pytest.mark.parametrize(
+    ("codec", "data"),
+    [(DAG_CBOR, b"\xa1aa\x01"), (DAG_CBOR, b"no cbor"), (DAG_JSON, b'{"a":1}'), (DAG_JSON, b"{")],
+)
+def test_what_others_made_is_kept_and_moves_no_branch(codec: int, data: bytes) -> None:
+    cid = cid_of(codec, SHA256, data)
+    other = Repository.memory()
+    report = import_car(other, foreign(cid, data))
+    assert (report.roots, report.root, report.blocks) == ((cid,), None, 1)
+    assert other.blocks.get(cid) == data
+    with pytest.raises(InvalidArgumentError, match="import it without a branch"):
+        import_car(other, foreign(cid, data), branch="main")
+    inline = CidBytes(b"\x01\x55\x00\x03abc")
+    assert import_car(other, foreign(inline, b"abc")).roots == (inline,)
+
+
+def test_a_version_of_a_newer_release_is_refused() -> None:
+    data = b'{"header":{"hash":"blake3","type":"cas-zarr/root","version":99}}'
+    cid = cid_of(DAG_JSON, BLAKE3, data)
+    with pytest.raises(FormatError, match="99"):
+        import_car(Repository.memory(), foreign(cid, data))
+
+
 def test_pieces_that_come_in_any_order_make_a_whole(repo: Repository, tmp_path: Path) -> None:
     path = tmp_path / "x.car"
     root = export(repo, "main", path).root
@@ -447,6 +489,26 @@ def test_pieces_that_come_in_any_order_make_a_whole(repo: Repository, tmp_path: 
         else:
             import_car(other, stream, branch="main")
     assert contents(other) == contents(repo)
+
+
+def test_a_version_that_is_hurt_does_not_stop_the_import_of_another(
+    repo: Repository, tmp_path: Path
+) -> None:
+    export(repo, "main", tmp_path / "x.car")
+    other = Repository.memory()
+    commit(other, {"mine": b"1"}, "mine")
+    other.blocks.delete(other.resolve("main").root)
+    import_car(other, tmp_path / "x.car", branch="theirs")
+    assert contents(other, "theirs") == contents(repo)
+
+
+def test_a_name_that_is_no_text_makes_a_message(repo: Repository, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.car")
+    export(repo, "main", path)
+    other = Repository.open(tmp_path / "other", create=True)
+    import_car(other, path, branch="main")
+    assert next(iter(other.log("main"))).commit.message == "import ?.car"
+    assert [move.ref for move in other.refs.log("main")] == ["heads/main"]
 
 
 def test_an_import_goes_on_beside_a_collection(repo: Repository, tmp_path: Path) -> None:
@@ -494,6 +556,9 @@ def test_a_read_only_repository_and_what_is_no_car_are_refused(tmp_path: Path) -
         import_car(Repository.open(tmp_path / "r"), tmp_path / "x.car")
     with pytest.raises(InvalidArgumentError):
         import_car(Repository.open(tmp_path / "r"), 5)  # type: ignore[arg-type]
+    with pytest.raises(StorageError):
+        import_car(Repository.prepare(tmp_path / "new"), tmp_path / "x.car")
+    assert not (tmp_path / "new").exists()
 
 
 def test_errors_name_what_is_missing(repo: Repository) -> None:
@@ -536,8 +601,18 @@ def test_progress_is_told(repo: Repository, tmp_path: Path) -> None:
     report = export(repo, "main", tmp_path / "x.car", progress=note)
     assert told[-1][0] == report.blocks
     told.clear()
-    done = import_car(Repository.memory(), tmp_path / "x.car", progress=note)
+    other = Repository.memory()
+    done = import_car(other, tmp_path / "x.car", progress=note)
     assert told[-1] == (done.blocks, done.size)
+    told.clear()
+    assert import_car(other, tmp_path / "x.car", progress=note).blocks == 0
+    assert told[-1] == (done.blocks, done.size)  # what was read, whether it was here or not
+
+
+def test_a_box_of_an_array_of_more_chunks_than_there_can_be(tmp_path: Path) -> None:
+    repo = Repository.memory()
+    commit(repo, {"zarr.json": array((1 << 70,), (1,)), "c/7": b"1"})
+    assert export(repo, "main", tmp_path / "x.car", box=[slice(None)]).blocks == 2
 
 
 def test_an_array_without_chunks_is_exported(tmp_path: Path) -> None:

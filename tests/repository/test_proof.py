@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,41 @@ def test_a_proof_lies_in_a_file_and_in_a_car_of_version_2(
     assert check_proof(str(file), root, "g/a").data_verified
     with pytest.raises(StorageError, match="check its path"):
         check_proof(tmp_path / "nowhere.car", root, "g/a")
+
+
+def test_threads_that_read_a_proof_do_not_disturb_each_other(tmp_path: Path) -> None:
+    repo = Repository.memory()
+    text = b'{"attributes": "' + np.random.default_rng(0).bytes(3_000_000).hex().encode() + b'"}'
+    commit(repo, {"long/zarr.json": text})
+    root = repo.resolve("main").root
+    file = tmp_path / "proof.car"
+    file.write_bytes(prove(repo, "main", "long"))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(10):
+            assert check_proof(file, root, "long").documents == {"zarr.json": text}
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_value_of_no_dimensions_can_be_absent() -> None:
+    repo = Repository.memory()
+    commit(repo, {"p/zarr.json": array((), ())})
+    root = repo.resolve("main").root
+    shown = check_proof(prove(repo, "main", "p"), root, "p")
+    assert (len(shown), shown.missing, shown.absent().shape) == (0, 1, (1, 0))
+
+
+def test_an_array_of_more_chunks_than_there_can_be() -> None:
+    repo = Repository.memory()
+    commit(repo, {"p/zarr.json": array((1 << 70,), (1,)), "p/c/7": b"1"})
+    root = repo.resolve("main").root
+    shown = check_proof(prove(repo, "main", "p"), root, "p")
+    assert shown.coordinates.tolist() == [[7]]
+    assert shown.box == ((0, 1 << 32),)
+    far = index_box((1 << 70,), (2,), [slice((1 << 70) - 9, None)])
+    assert far == ((0, 0),)
 
 
 def test_every_flipped_bit_is_noticed_or_harmless() -> None:
