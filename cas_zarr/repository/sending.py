@@ -31,6 +31,7 @@ _GIVEN_BYTES: Final = 32 << 20  # of blocks that cannot be read again, likewise
 _READ: Final = 32  # blocks that are read at once; some of these lots are in memory
 _PAUSES = (0.5, 1.0, 2.0)  # seconds before the same CAR is sent again
 _NOT_THERE = (404, 405, 501)
+_LATER = (429, 502, 503, 504)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,22 +159,20 @@ class _Sender:
         except RemoteError as error:
             failure = error
         for pause in _PAUSES:
-            if failure.status in _NOT_THERE or "argument" in str(failure):
-                break
-            if failure.status is not None:  # it has answered, and would say the same again
-                raise failure
+            if failure.status is not None and failure.status not in _LATER:
+                break  # it has answered, and would say the same again
             time.sleep(pause)
             try:
                 self._upload(self._again(taken))
                 return
             except RemoteError as error:
                 failure = error
-        if self.single and (failure.status in _NOT_THERE or "argument" in str(failure)):
+        if self.single and failure.status in _NOT_THERE:
             self.imports = False
             self._put(self._again(taken))
             return
-        if taken and self.single:  # a server that breaks off may say why when it is asked for one
-            for cid, data in self._again(taken[:1]):
+        if taken and self.single and failure.status is None:
+            for cid, data in self._again(taken[:1]):  # asked for one it may say why it breaks off
                 self.node.block_put(cid, data)
         raise failure
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from running import Kubo
 
+from cas_zarr import Repository
 from cas_zarr.blocks.ipfsclient import ClientNode, as_node
 from cas_zarr.blocks.ipfsnode import Pin
 from cas_zarr.blocks.kubo import KuboNode
@@ -21,9 +23,12 @@ from cas_zarr.errors import (
     BlockNotFoundError,
     CorruptBlockError,
     InvalidArgumentError,
+    NotFoundError,
     RemoteError,
     StorageError,
 )
+from cas_zarr.repository.publishing import publish
+from cas_zarr.repository.unpublishing import unpublish
 
 ipfshttpclient = pytest.importorskip("ipfshttpclient")
 
@@ -172,3 +177,27 @@ def test_what_means_a_node(kubo: Kubo, node: ClientNode) -> None:
             as_node(wrong)
     with pytest.raises(InvalidArgumentError, match="not with a client"):
         as_node(node, token="secret")
+
+
+def test_two_nodes_are_two_places(kubo: Kubo, node: ClientNode, tmp_path: Path) -> None:
+    """A client does not tell its address: what is noted of one node is not that of the other."""
+    second = Kubo(kubo.program, tmp_path / "second")
+    second.start()
+    try:
+        with client_of(second.rpc) as client, Repository.memory() as repo:
+            session = repo.session()
+            session.prepare()["note"] = os.urandom(20)
+            session.commit("first")
+            root = publish(repo, to=node).cid
+            other = as_node(client)
+            assert node.place != other.place
+            with pytest.raises(NotFoundError, match="known to have been published"):
+                unpublish(repo, other, version="main")
+            publish(repo, to=client)
+            assert unpublish(repo, client, version="main").unpinned
+            assert not other.is_pinned(root)
+            assert node.is_pinned(root)
+            assert unpublish(repo, node, version="main").unpinned
+            assert not node.is_pinned(root)
+    finally:
+        second.stop()

@@ -284,6 +284,29 @@ def test_a_node_without_import_gets_block_by_block(kubo: Kubo, repo: Repository)
     assert report.blocks >= len({cid for _, cid in reachable(repo.blocks, report.root)})
 
 
+class Busy(KuboNode):
+    """A node behind a proxy that says so first."""
+
+    turned_away = 0
+
+    def import_car(self, pieces: Iterable[bytes], *, pin_roots: bool = False) -> None:
+        if self.turned_away < 2:
+            self.turned_away += 1
+            next(iter(pieces))
+            raise RemoteError(f"{self.location}: dag/import failed", status=503)
+        super().import_car(pieces, pin_roots=pin_roots)
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_server_that_is_busy_is_asked_again(kubo: Kubo, repo: Repository) -> None:
+    with filled(repo, 10, seed=20) as session:
+        session.commit("first")
+    node = Busy(kubo.rpc)
+    report = publish(repo, to=node)
+    assert there(kubo, repo, report.root)
+    assert node.turned_away == 2
+
+
 def test_a_gateway_and_a_dead_address_are_told(
     kubo: Kubo, repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
