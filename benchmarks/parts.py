@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +23,11 @@ from benchmarks.report import format_seconds, table
 __all__ = [
     "ARRAY",
     "Figure",
+    "bytes_written",
     "chunk_key",
     "chunk_keys",
     "clock",
+    "counting",
     "document",
     "drop_cached_files",
     "figure_table",
@@ -165,6 +168,37 @@ def peak_memory() -> int:
     if not status.exists():
         return 0
     return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+
+
+def bytes_written() -> int:
+    """Return the bytes that this process handed to write system calls so far."""
+    counters = Path("/proc/self/io")
+    if not counters.exists():
+        return 0
+    return int(counters.read_text().split("wchar:")[1].split()[0])
+
+
+def counting(repository: Any) -> tuple[Any, Any]:
+    """Return a repository that is only read, and its blocks: their `reads` and `bytes_read`.
+
+    A block that is read again counts again in `reads`.
+    """
+    from cas_zarr import Repository
+    from cas_zarr.cid import CidBytes
+    from cas_zarr.repository.selection import Recording
+
+    class Counting(Recording):
+        reads = 0
+
+        def _read(self, cid: CidBytes) -> bytes | None:
+            self.reads += 1
+            return super()._read(cid)
+
+    blocks = Counting(repository.blocks)
+    watched = Repository(
+        repository.location, repository.refs, blocks, repository.function, read_only=True
+    )
+    return watched, blocks
 
 
 def drop_cached_files(folder: Path) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from benchmarks.parts import (
     ARRAY,
     Figure,
+    bytes_written,
     chunk_keys,
     clock,
     document,
@@ -145,11 +146,11 @@ def _fill(folder: Path, side: int) -> list[Figure]:
     for number in range(20):
         key = keys[(number * 49_999 + 7) % count]
         set_value(key, (count + number).to_bytes(16, "little"))
-        before = _bytes_written()
+        before = bytes_written()
         with clock() as once:
             session.commit("one chunk")
         seconds.append(once())
-        written.append(_bytes_written() - before)
+        written.append(bytes_written() - before)
     with clock() as again:
         for key, value in zip(keys[:100_000], values[:100_000], strict=True):
             set_value(key, value)
@@ -249,14 +250,6 @@ _PARTS: dict[str, Callable[[Path, int], list[Figure]]] = {
     "open": _open,
     "memory": _memory,
 }
-
-
-def _bytes_written() -> int:
-    """Return the bytes that this process handed to write system calls so far."""
-    counters = Path("/proc/self/io")
-    if not counters.exists():
-        return 0
-    return int(counters.read_text().split("wchar:")[1].split()[0])
 
 
 def _resident() -> int:

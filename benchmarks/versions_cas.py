@@ -22,6 +22,7 @@ from benchmarks.parts import (
     chunk_key,
     chunk_keys,
     clock,
+    counting,
     document,
     peak_memory,
     print_part,
@@ -522,22 +523,8 @@ def small_side(side: int) -> int:
 
 def _blocks_read(folder: Path, name: str) -> tuple[int, int]:
     """Return how many blocks a diff reads, counting again what is read again, and their bytes."""
-    from cas_zarr import Repository
-    from cas_zarr.cid import CidBytes
-    from cas_zarr.repository.selection import Recording
-
-    class Counting(Recording):
-        reads = 0
-
-        def _read(self, cid: CidBytes) -> bytes | None:
-            self.reads += 1
-            return super()._read(cid)
-
     with closing(_open(folder, read_only=True)) as repository:
-        blocks = Counting(repository.blocks)
-        watched = Repository(
-            repository.location, repository.refs, blocks, repository.function, read_only=True
-        )
+        watched, blocks = counting(repository)
         for change in watched.diff("first", name):
             _ = change.coordinates
     return blocks.reads, blocks.bytes_read
