@@ -43,7 +43,15 @@ from cas_zarr.repository.refs import (
     name_clash,
 )
 
-__all__ = ["MARKER", "FolderRefs", "is_repository", "make_folder", "read_marker"]
+__all__ = [
+    "MARKER",
+    "FolderRefs",
+    "decode_marker",
+    "encode_marker",
+    "is_repository",
+    "make_folder",
+    "read_marker",
+]
 
 MARKER = "cas-zarr.json"
 """The file by which a folder is known as a repository."""
@@ -103,6 +111,19 @@ def read_marker(path: Path) -> HashFunction:
     data = _read_file(file)
     if data is None:
         raise RepositoryNotFoundError(f"{path} is no cas_zarr repository: {MARKER} is missing")
+    return decode_marker(data, str(path))
+
+
+def encode_marker(function: HashFunction) -> bytes:
+    """Return the marker of a repository."""
+    return dagjson.encode(
+        {"type": REPOSITORY_TYPE, "version": REPOSITORY_VERSION, "hash": function.name}
+    )
+
+
+def decode_marker(data: bytes, where: str) -> HashFunction:
+    """Return the hash function that a marker tells; FormatError as of `read_marker`."""
+    file = f"{where}/{MARKER}"
     try:
         value = dagjson.decode(data)
     except FormatError as error:
@@ -112,7 +133,7 @@ def read_marker(path: Path) -> HashFunction:
     version = value.get("version")
     if version != REPOSITORY_VERSION or isinstance(version, bool):
         raise FormatError(
-            f"{path} is a repository of format version {version!r}; this cas_zarr knows "
+            f"{where} is a repository of format version {version!r}; this cas_zarr knows "
             f"{REPOSITORY_VERSION}: use a newer one"
         )
     try:
@@ -132,15 +153,12 @@ def make_folder(path: Path, function: HashFunction) -> HashFunction:
     if is_repository(path):
         return read_marker(path)
     _make_folder(path)
-    marker = dagjson.encode(
-        {"type": REPOSITORY_TYPE, "version": REPOSITORY_VERSION, "hash": function.name}
-    )
     with _locked(path):
         if is_repository(path):
             return read_marker(path)
         for folder in ("packs", "refs/heads", "refs/tags"):
             _make_folder(path / folder)
-        _replace(path / MARKER, marker)  # last: with the marker the folder is whole
+        _replace(path / MARKER, encode_marker(function))  # last: now the folder is whole
     return function
 
 
