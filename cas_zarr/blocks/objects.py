@@ -20,6 +20,7 @@ from cas_zarr.errors import (
     InvalidArgumentError,
     LimitError,
     MissingDependencyError,
+    ReadOnlyError,
     RemoteError,
     StorageError,
 )
@@ -27,16 +28,20 @@ from cas_zarr.errors import (
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-__all__ = ["Objects", "Place", "open_object_store"]
+__all__ = ["Objects", "Place", "Token", "open_object_store"]
 
 Place: TypeAlias = "str | os.PathLike[str] | ObjectStore"
 """The URL of a bucket and a prefix in it, or a store of obstore."""
+
+Token: TypeAlias = "dict[str, str]"
+"""What tells a version of an object from every other one of it."""
 
 _T = TypeVar("_T")
 
 _SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "file", "memory")
 _TRIES = 5  # of a request that broke off, or met another one
 _PAUSE = 0.1
+_MOST_SWAPPED = 1 << 20
 _PAGE = 1000  # what S3 lists, and deletes, in one request
 _TIMEOUTS = {"connect_timeout": "10s", "timeout": "60s"}  # 32 MiB at 5 Mbit/s
 
@@ -55,8 +60,10 @@ class Objects:
     store : obstore store
     prefix : str
         Empty, or with a ``/`` at its end.
+    url : str
+        The bucket and the prefix, without credentials.
     location : str
-        The bucket and the prefix as a URL, without credentials.
+        The same, and the endpoint where one was given, for messages.
     """
 
     def __init__(self, store: ObjectStore, prefix: str = "") -> None:
@@ -67,7 +74,8 @@ class Objects:
             )
         self.store = store
         self.prefix = _checked_prefix(prefix)
-        self.location = _location(store, self.prefix)
+        self.url = _url(store, self.prefix)
+        self.location = _location(store, self.url)
         self._seen = False  # whether the bucket has shown that it is there
 
     def __repr__(self) -> str:
@@ -96,6 +104,27 @@ class Objects:
                     f"{limit} are expected there"
                 )
             return memoryview(result.bytes())
+
+        return self._look(f"read {name}", read)
+
+    def read(self, name: str, *, limit: int) -> tuple[bytes, Token] | None:
+        """Return what an object holds and the token of that version, or None.
+
+        Of more than `limit` bytes just the beginning is returned, and one byte more at least.
+        """
+
+        def read() -> tuple[bytes, Token]:
+            result = self._obstore.get(self.store, self.prefix + name)
+            meta = result.meta
+            token = {key: meta[key] for key in ("e_tag", "version") if meta[key] is not None}
+            if meta["size"] <= limit:
+                return bytes(result.bytes()), token
+            data = bytearray()
+            for part in result.stream():
+                data += part
+                if len(data) > limit:
+                    break
+            return bytes(data), token
 
         return self._look(f"read {name}", read)
 
@@ -130,6 +159,72 @@ class Objects:
             "still are after several tries; try again",
             status=409,
         )
+
+    def swap(
+        self,
+        name: str,
+        token: Token | None,
+        data: bytes,
+        *,
+        ours: Callable[[bytes], bool] | None = None,
+    ) -> bool:
+        """Write an object if it is the version that was read; False if it is another by now.
+
+        Parameters
+        ----------
+        name : str
+        token : Token or None
+            Of the version that is replaced; None if nothing must be there.
+        data : bytes
+            They should be like no others, for where the answer is lost the object is read, and if
+            it holds them, it was written.
+        ours : callable, optional
+            Tells this instead from what the object holds then, up to 1 MiB: others may have
+            replaced it by that time.
+
+        Raises
+        ------
+        InvalidArgumentError, ReadOnlyError
+            If there are no such conditions, as in a folder.
+        """
+        self.check_swaps()
+        path, put = self.prefix + name, self._obstore.put
+        errors = self._obstore.exceptions
+        mode = "create" if token is None else token
+
+        def write() -> bool | None:
+            try:
+                put(self.store, path, data, mode=mode, use_multipart=False)
+            except (errors.AlreadyExistsError, errors.PreconditionError) as error:
+                return None if is_conflict(error) else False
+            except FileNotFoundError as error:
+                self._check_absent(error, f"write {name}")
+                return False
+            return True
+
+        for attempt in range(_TRIES):
+            written = self._do(f"write {name}", write)
+            if written:
+                return True
+            now = self.read(name, limit=_MOST_SWAPPED)
+            if now is not None and (now[0] == data if ours is None else ours(now[0])):
+                return True
+            if written is False:
+                return False
+            _pause(attempt)
+        return False
+
+    def check_swaps(self) -> None:
+        """Raise if `swap` cannot be done here."""
+        if isinstance(self.store, self._obstore.store.LocalStore):
+            raise InvalidArgumentError(
+                f"{self.location} is a folder, in which no object can be replaced under a "
+                "condition; give its path, without obstore"
+            )
+        if isinstance(self.store, self._obstore.store.HTTPStore):
+            raise ReadOnlyError(
+                f"{self.location} is for reading only; give the url of the bucket to write"
+            )
 
     def replace(self, name: str, data: bytes) -> None:
         """Write an object, whatever is there."""
@@ -347,7 +442,7 @@ def _checked_prefix(prefix: str) -> str:
     return inner + "/"
 
 
-def _location(store: ObjectStore, prefix: str) -> str:
+def _url(store: ObjectStore, prefix: str) -> str:
     """Return where the objects are, as a URL without credentials."""
     config: dict[str, Any] = getattr(store, "config", None) or {}
     kind = type(store).__name__
@@ -361,9 +456,14 @@ def _location(store: ObjectStore, prefix: str) -> str:
     scheme = {"S3Store": "s3", "GCSStore": "gs", "AzureStore": "az"}.get(kind, kind)
     bucket = config.get("bucket") or config.get("container_name") or ""
     parts = (bucket, str(getattr(store, "prefix", None) or "").strip("/"), prefix.strip("/"))
-    where = f"{scheme}://" + "/".join(part for part in parts if part)
+    return f"{scheme}://" + "/".join(part for part in parts if part)
+
+
+def _location(store: ObjectStore, url: str) -> str:
+    """Return where the objects are, with the endpoint where one was given."""
+    config: dict[str, Any] = getattr(store, "config", None) or {}
     endpoint = config.get("endpoint") or config.get("aws_endpoint_url_s3")
-    return f"{where} at {_without_user(str(endpoint))}" if endpoint else where
+    return f"{url} at {_without_user(str(endpoint))}" if endpoint else url
 
 
 def _without_user(url: str) -> str:
