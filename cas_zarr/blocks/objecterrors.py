@@ -12,7 +12,7 @@ import re
 
 from cas_zarr.errors import CasZarrError, InvalidArgumentError, RemoteError, StorageError
 
-__all__ = ["failure", "gave_up_at_once", "is_conflict", "no_object", "status_of"]
+__all__ = ["failure", "gave_up_at_once", "is_conflict", "lacks_more", "status_of"]
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>\s*([A-Za-z0-9_.]{1,80})\s*</Code>")
@@ -56,12 +56,10 @@ def gave_up_at_once(error: BaseException) -> bool:
     )
 
 
-def no_object(error: FileNotFoundError) -> bool | None:
-    """Tell whether an object is not there; None where its bucket may be what is missing."""
-    if status_of(error) is None:  # not a server
-        return True
+def lacks_more(error: FileNotFoundError) -> bool:
+    """Tell whether more is missing than an object: its bucket, or who asks for it."""
     found = _CODE.search(str(error))
-    return None if found is None else found[1] in _NO_OBJECT
+    return found is not None and found[1] not in _NO_OBJECT
 
 
 def failure(error: BaseException, doing: str, where: str) -> CasZarrError:

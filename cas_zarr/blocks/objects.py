@@ -14,7 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
-from cas_zarr.blocks.objecterrors import failure, gave_up_at_once, is_conflict, no_object
+from cas_zarr.blocks.objecterrors import (
+    failure,
+    gave_up_at_once,
+    is_conflict,
+    lacks_more,
+    status_of,
+)
 from cas_zarr.errors import (
     CasZarrError,
     InvalidArgumentError,
@@ -130,8 +136,20 @@ class Objects:
 
     def size(self, name: str) -> int | None:
         """Return the number of bytes of an object, or None."""
-        head = self._obstore.head
-        return self._look(f"look for {name}", lambda: head(self.store, self.prefix + name)["size"])
+        path = self.prefix + name
+
+        def look() -> int:
+            try:
+                size: int = self._obstore.head(self.store, path)["size"]
+            except self._errors as error:
+                status = status_of(error)
+                if status not in (400, 403) and (status != 404 or self._seen):
+                    raise
+                # An answer to a HEAD does not say why, nor whether there is such a bucket.
+                size = self._obstore.get(self.store, path).meta["size"]
+            return size
+
+        return self._look(f"look for {name}", look)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object that is not there yet; False if it was there, and stays as it is.
@@ -270,28 +288,18 @@ class Objects:
 
     def _look(self, doing: str, call: Callable[[], _T]) -> _T | None:
         """Return what a call gives; None where the object is not there."""
+        found: _T | None = None
         try:
-            return self._do(doing, call)
+            found = self._do(doing, call)
         except FileNotFoundError as error:
             self._check_absent(error, doing)
-            return None
+        self._seen = True
+        return found
 
     def _check_absent(self, error: FileNotFoundError, doing: str) -> None:
-        """Raise if it is not the object that is missing.
-
-        An answer to a HEAD does not say whether it is the object or the bucket. So the first time
-        the bucket is asked too, for a folder that nobody has.
-        """
-        absent = no_object(error)
-        if absent is False:
+        """Raise if it is not the object that is missing, but its bucket."""
+        if lacks_more(error):
             raise failure(error, doing, self.location) from None
-        if absent is None and not self._seen:
-            try:
-                next(iter(self._obstore.list(self.store, self.prefix + "none")), None)
-            except self._errors as problem:
-                if not isinstance(problem, self._obstore.exceptions.PermissionDeniedError):
-                    raise failure(problem, doing, self.location) from None
-        self._seen = True
 
     def _must(self, doing: str, call: Callable[[], _T], *, tries: int = _TRIES) -> _T:
         """Return what a call gives that asks for no object: if something is missing, the bucket."""

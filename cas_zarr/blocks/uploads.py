@@ -24,8 +24,8 @@ _MOST_BLOCKS = 1024
 class Uploads:
     """Sends what is added, and holds it until it is sent.
 
-    What could not be sent is held too: it is tried again by the next `wait`. So an error is told
-    once by each of them, and nothing is forgotten while it is.
+    What could not be sent is held too, and the next `wait` tries it again. Its error is told by
+    whoever waits, or else by the next `add`.
 
     Parameters
     ----------
@@ -44,6 +44,7 @@ class Uploads:
         self._queue: deque[bytes] = deque()
         self._sending: set[bytes] = set()
         self._failed: dict[bytes, CasZarrError] = {}
+        self._told = False  # of all that failed
         self._workers = 0
 
     def get(self, key: bytes) -> bytes | None:
@@ -56,14 +57,16 @@ class Uploads:
         Raises
         ------
         CasZarrError
-            If something that was added before could not be sent. It is tried again then; what is
-            added now is not taken.
+            If something that was added before could not be sent, and nobody was told. It is tried
+            again then; what is added now is not taken.
         """
         with self._changed:
-            self._tell_failures()
+            self._tell()
             while not self._has_room(len(data)):
+                if not self._workers:  # all of it has failed
+                    self._try_again()
                 self._changed.wait()
-                self._tell_failures()
+                self._tell()
             if key not in self._held:
                 self._held[key] = bytes(data)
                 self._size += len(data)
@@ -83,7 +86,8 @@ class Uploads:
             for key in list(self._held):  # not what other threads add meanwhile
                 while key in self._held and key not in self._failed:
                     self._changed.wait()
-            self._raise_failure()
+            self._told = True
+            self._raise()
 
     def drop(self, key: bytes) -> None:
         """Forget what is held under a key; if it is being sent, after that."""
@@ -113,14 +117,14 @@ class Uploads:
         self._failed.clear()
         self._employ()
 
-    def _tell_failures(self) -> None:
-        try:
-            self._raise_failure()
-        except CasZarrError:
-            self._try_again()
-            raise
+    def _tell(self) -> None:
+        if self._failed and not self._told:
+            try:
+                self._raise()
+            finally:
+                self._try_again()
 
-    def _raise_failure(self) -> None:
+    def _raise(self) -> None:
         for error in self._failed.values():
             raise copy.copy(error)  # each one who is told gets a traceback of its own
 
@@ -172,4 +176,5 @@ class Uploads:
             self._size -= len(self._held.pop(key, b""))
         elif key in self._held:
             self._failed[key] = error
+            self._told = False
         self._changed.notify_all()
