@@ -212,7 +212,7 @@ class PinningService:
         """
         if not states or any(state not in _STATES for state in states):
             raise InvalidArgumentError(f"{states!r} are no states of pins; they are {_STATES}")
-        asked: dict[str, Any] = {"status": list(states), "limit": str(_PAGE)}
+        asked = {"status": ",".join(states), "limit": str(_PAGE)}
         wanted = None if cid is None else as_cid_bytes(cid)
         if wanted is not None:
             asked["cid"] = format_cid(wanted)
@@ -222,7 +222,8 @@ class PinningService:
             asked["meta"] = json.dumps(_checked_meta(meta))
         seen: set[str] = set()
         for _ in range(_MAX_PAGES):
-            count, page = self._page(self._ask("GET", f"/pins?{urlencode(asked, doseq=True)}"))
+            query = urlencode(asked, safe=",")  # the specification joins lists by it
+            count, page = self._page(self._ask("GET", f"/pins?{query}"))
             fresh = [pin for pin in page if pin.request_id not in seen]
             seen.update(pin.request_id for pin in fresh)
             # a service may pass over what it was asked, and pins are replaced by what is found

@@ -82,8 +82,9 @@ class Pinning:
         return now
 
     def listed(self, query: dict[str, list[str]]) -> dict[str, Any]:
-        states = [one for text in query.get("status", ["pinned"]) for one in text.split(",")]
-        cids = [one for text in query.get("cid", []) for one in text.split(",")]
+        # lists have commas; of an option that comes again the first is read, as many servers do
+        states = query.get("status", ["pinned"])[0].split(",")
+        cids = query["cid"][0].split(",") if "cid" in query else []
         name = query.get("name", [""])[0]
         match = _MATCHES[query.get("match", ["exact"])[0]]
         meta = json.loads(query.get("meta", ["{}"])[0])
