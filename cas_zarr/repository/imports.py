@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,7 +204,7 @@ def import_zarr(
                 target.discard(key)
         else:
             require_room(target, path, lambda rest: rest in sizes)
-        write_parents(target, path, v2="zarr.json" not in sizes)
+        write_parents(target, path, sizes)
         _copy(opened, sizes, session, prefix, progress)
     except OSError as error:
         if isinstance(error, StorageError):
@@ -257,10 +257,14 @@ def _refuse_itself(source: _Source, repository: str) -> None:
             )
 
 
-def write_parents(target: CASMapping, path: str, *, v2: bool) -> None:
-    """Give the groups above a path that have no document yet an empty one."""
+def write_parents(target: CASMapping, path: str, keys: Iterable[str]) -> None:
+    """Give the groups above a path that have no document yet an empty one.
+
+    `keys` are those at the path: without a ``zarr.json`` among them they are of format 2.
+    """
     if not path:
         return
+    v2 = not any(key.rpartition("/")[2] == "zarr.json" for key in keys)
     names = path.split("/")[:-1]
     for parent in ("/".join(names[:depth]) for depth in range(len(names) + 1)):
         prefix = parent + "/" if parent else ""

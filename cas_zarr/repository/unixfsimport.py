@@ -72,9 +72,13 @@ MAX_DOCUMENT: Final = 64 << 20
 MAX_KEYS: Final = 1 << 24
 """Most files of an import: a few blocks can claim any number."""
 
+MAX_COPIED: Final = 1 << 30
+"""Most bytes of documents, and of files that cannot be linked: they are held in memory."""
+
 _BATCH: Final = 128  # blocks that are read together
 _SMALL_LEAF: Final = 1 << 16  # leaves below this are cut by an unusual chunker
 _USUAL_LINKS: Final = 174  # of a node, where the writer was told nothing else
+_MAX_FILE_DEPTH: Final = 16  # of nodes that link nodes; readers refuse more
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +151,8 @@ def import_unixfs(
     FormatError, BlockNotFoundError
         If a directory cannot be read.
     LimitError
-        If there are more files than 2^24, or folders nested deeper than 64.
+        If there are more files than 2^24, folders nested deeper than 64, or more than a GiB of
+        documents and of files that cannot be linked.
     """
     key = as_cid_bytes(cid)
     mapping = target.prepare() if isinstance(target, Session) else target
@@ -162,7 +167,7 @@ def import_unixfs(
         )
     root = _build(mapping, files)
     mapping.attach(path, root, overwrite=replace)
-    write_parents(mapping, path, v2="zarr.json" not in files)
+    write_parents(mapping, path, files)
     return UnixfsReport(
         f"/ipfs/{format_cid(key)}",
         path,
@@ -183,7 +188,8 @@ def link_published(
     repo : Repository
         Its gateways and its node are asked.
     source : str
-        ``ipfs://CID``, ``ipfs://CID/path`` or ``ipns://name``.
+        ``ipfs://CID``, ``ipfs://CID/path`` or ``ipns://name``, or one of them at a gateway,
+        ``https://host/ipfs/CID``.
     branch, path, **options
         As of `link_unixfs`.
 
@@ -192,9 +198,13 @@ def link_published(
     InvalidArgumentError
         If a dataset of cas_zarr is there, or no directory.
     """
-    there = repo.open_from(source, repo.sources)
-    with there:
-        fixed = there.fixed or source
+    if parse_location(source).kind not in ("ipfs", "ipns"):
+        raise InvalidArgumentError(
+            f"{source!r} is no directory of files on ipfs; give ipfs://CID, ipns://NAME, or the "
+            "address of one at a gateway"
+        )
+    with repo.open_from(source, repo.sources) as there:
+        fixed = there.fixed
         place = parse_location(fixed)
         cid = as_cid_bytes(place.name)
         if codec_of(cid) != DAG_PB:
@@ -240,16 +250,16 @@ def link_unixfs(
     Raises
     ------
     CasZarrError
-        As `import_unixfs` does. The remote may be there then; it does no harm.
+        As `import_unixfs` does; the repository is as it was then.
     """
     repo.make()
-    _leave_at(repo, location)
     with Session(repo, branch) as session:
         try:
             report = import_unixfs(
                 session, blocks, cid, path=path, replace=replace, progress=progress
             )
-        except CasZarrError:
+            _leave_at(repo, location)  # before a version leads to what is there
+        except BaseException:
             session.discard()
             raise
         session.commit(message or f"link {report.source}")
@@ -318,6 +328,7 @@ class _Walk:
         self.progress = progress
         self.files: dict[str, _File] = {}
         self.known = 0
+        self.copied = 0
 
     def run(self, cid: CidBytes) -> None:
         if codec_of(cid) != DAG_PB:
@@ -330,7 +341,8 @@ class _Walk:
             found = read_blocks(self.blocks, [below for _, below in batch])
             for (key, below), data in zip(batch, found, strict=True):
                 if codec_of(below) == RAW:
-                    self._add(key, _File(below, len(data), data))
+                    linked = _can_link(below) and not is_document(key)
+                    self._add(key, _File(below, len(data), None if linked else data))
                 else:
                     self._open(key, below, data, pending)
             if self.progress is not None:
@@ -362,7 +374,7 @@ class _Walk:
     def _enter(
         self, key: str, cid: CidBytes, size: int, pending: list[tuple[str, CidBytes]]
     ) -> None:
-        """Enter what a directory links: a raw leaf is known by that, all else is read."""
+        """Enter what a directory links: all but a raw leaf of which it tells the size is read."""
         check_key(key)
         codec = codec_of(cid)
         if codec not in (RAW, DAG_PB):
@@ -376,7 +388,7 @@ class _Walk:
                 hash_of(cid)
             except InvalidCIDError as error:
                 raise InvalidCIDError(f"{key!r} cannot be imported: {error}") from None
-        if codec == DAG_PB or not linkable or is_document(key):
+        if codec == DAG_PB or not linkable or is_document(key) or not size:
             pending.append((key, cid))
             return
         if size > MAX_BLOCK_SIZE:
@@ -393,31 +405,47 @@ class _Walk:
             raise LimitError(
                 f"{key!r} ({format_cid(cid)}) has {node.size} bytes; at most {limit} can be"
             )
-        if not document and _can_link(cid) and self._is_linkable(node):
+        if not document and _can_link(cid) and self._is_linkable(key, node):
             self._add(key, _File(cid, node.size))
             return
+        self._check_copied(key, node.size)
         try:
             data = read_file(self.blocks, cid, limit=limit) if node.links else node.data
         except CasZarrError as error:
             raise type(error)(f"{key!r} cannot be imported: {error}") from None
         self._add(key, _File(cid, len(data), data))
 
-    def _is_linkable(self, node: FileNode) -> bool:
+    def _is_linkable(self, key: str, node: FileNode) -> bool:
         """Tell whether all links of a file are to blocks, none inline.
 
         Writers inline what is short, so in a file of leaves of one size only the last can be. Where
         there are nodes between, those on the way to it are read.
         """
-        while all(map(_can_link, node.links)):
+        for _ in range(_MAX_FILE_DEPTH):
+            if not all(map(_can_link, node.links)):
+                return False
             if not node.links or codec_of(node.links[-1]) != DAG_PB or not _has_levels(node):
                 return True
-            node = decode_file_node(read_block(self.blocks, node.links[-1]))
-        return False
+            try:
+                node = decode_file_node(read_block(self.blocks, node.links[-1]))
+            except FormatError as error:
+                raise FormatError(f"{key!r} cannot be imported: {error}") from None
+        raise FormatError(f"{key!r} is more than {_MAX_FILE_DEPTH} nodes deep; files are not")
 
     def _add(self, key: str, file: _File) -> None:
         if key in self.files:
             raise FormatError(f"the directory has {key!r} twice")
+        if file.data is not None:
+            self._check_copied(key, file.size)
+            self.copied += file.size
         self.files[key] = file
+
+    def _check_copied(self, key: str, size: int) -> None:
+        if self.copied + size > MAX_COPIED:
+            raise LimitError(
+                f"with {key!r} the documents and files that are copied have more than {MAX_COPIED} "
+                "bytes; import a part of the directory"
+            )
 
 
 def _can_link(cid: CidBytes) -> bool:

@@ -12,7 +12,7 @@ import zarr
 from cas_zarr import CASStore, Repository
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.blocks.tiered import TieredBlocks
-from cas_zarr.cid import BLAKE3, DAG_CBOR, DAG_PB, RAW, SHA256, CidBytes, cid_of
+from cas_zarr.cid import BLAKE3, DAG_CBOR, DAG_PB, RAW, SHA256, CidBytes, cid_of, format_cid
 from cas_zarr.codecs import dagpb
 from cas_zarr.codecs.dagpb import PBLink, PBNode
 from cas_zarr.codecs.unixfs import build_file
@@ -29,7 +29,11 @@ from cas_zarr.errors import (
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository import unixfsimport
 from cas_zarr.repository.remotes import list_remotes
-from cas_zarr.repository.unixfsimport import import_unixfs, link_unixfs
+from cas_zarr.repository.unixfsimport import (
+    import_unixfs,
+    link_published,
+    link_unixfs,
+)
 from cas_zarr.repository.unixfsview import UnixfsView
 from cas_zarr.tree.directories import list_directory, resolve_path
 
@@ -231,6 +235,68 @@ def test_a_few_blocks_cannot_claim_billions(monkeypatch: pytest.MonkeyPatch) -> 
         cid = folder(blocks, *(PBLink(cid, str(i), 1) for i in range(100)))
     with pytest.raises(LimitError, match="10000 files"):
         import_unixfs(CASMapping(blocks), blocks, cid)
+
+
+def test_a_few_blocks_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unixfsimport, "MAX_COPIED", 4 << 20)
+    blocks = MemoryBlocks()
+    large = ARRAY + b" " * (1 << 20)
+    deep = folder(blocks, PBLink(put(blocks, large), "zarr.json", len(large)))
+    cid = folder(blocks, *(PBLink(deep, f"a{i:02}", 1) for i in range(20)))
+    with pytest.raises(LimitError, match="documents and files that are copied"):
+        import_unixfs(CASMapping(blocks), blocks, cid)
+    leaf = put(blocks, b"x" * (1 << 20))
+    top, nodes = build_file([(INLINE, 3), *[(leaf, 1 << 20)] * 9], SHA256)
+    blocks.put_many(nodes)
+    cid = folder(blocks, document(blocks), PBLink(top, "c", 1))
+    blocks.delete(leaf)  # it is refused before it is read
+    with pytest.raises(LimitError, match="'c'"):
+        import_unixfs(CASMapping(blocks), blocks, cid)
+
+
+def test_a_file_that_is_too_deep_to_be_read_is_refused() -> None:
+    blocks = MemoryBlocks()
+    cid, nodes = build_file([(put(blocks, b"a"), 1), (put(blocks, b"b"), 1)], SHA256)
+    blocks.put_many(nodes)
+    for _ in range(40):
+        below = blocks.get(cid)
+        node = b"\x08\x02\x18\x02\x20\x02"  # of two bytes, all in the one below
+        cid = put(blocks, dagpb.encode(PBNode(node, (PBLink(cid, "", len(below)),))), DAG_PB)
+    cid = folder(blocks, document(blocks), PBLink(cid, "c", 2))
+    with pytest.raises(FormatError, match=r"'c'.*deep"):
+        import_unixfs(CASMapping(blocks), blocks, cid)
+
+
+def test_a_leaf_of_which_the_directory_tells_no_size_is_looked_at() -> None:
+    blocks = MemoryBlocks()
+    values = {"0": b"zero", "1": b"", "2": b"two"}
+    rows = folder(blocks, *(PBLink(put(blocks, data), name) for name, data in values.items()))
+    cid = folder(blocks, document(blocks), PBLink(rows, "c"))
+    mapping = CASMapping(blocks)
+    report = import_unixfs(mapping, blocks, cid)
+    assert {name: mapping[f"c/{name}"] for name in values} == values
+    assert (report.linked, report.size) == (3, len(ARRAY) + 7)
+
+
+def test_parents_have_the_format_of_what_they_hold() -> None:
+    blocks = MemoryBlocks()
+    array = folder(blocks, document(blocks))
+    cid = folder(blocks, PBLink(array, "a", 1))  # no document of its own
+    mapping = CASMapping(MemoryBlocks())
+    import_unixfs(mapping, blocks, cid, path="some/where")
+    assert sorted(mapping) == ["some/where/a/zarr.json", "some/zarr.json", "zarr.json"]
+
+
+def test_an_import_that_fails_leaves_the_repository_as_it_was(tmp_path: Path) -> None:
+    blocks = MemoryBlocks()
+    nothing = folder(blocks)
+    with Repository.open(tmp_path / "here", create=True) as repo:
+        with pytest.raises(NotFoundError, match="no zarr array or group"):
+            link_unixfs(repo, f"ipfs://{format_cid(nothing)}", blocks, nothing)
+        assert list_remotes(repo.refs) == []
+        assert repo.refs.branches() == []
+        with pytest.raises(InvalidArgumentError, match="ipfs://"):
+            link_published(repo, str(tmp_path / "here"))
 
 
 # -- directories ----------------------------------------------------------------------------------
