@@ -8,7 +8,7 @@ unless the mapping is strict.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -39,8 +39,9 @@ from cas_zarr.errors import (
     ReadOnlyError,
     WriteOnceError,
 )
-from cas_zarr.tree.apply import apply, link
+from cas_zarr.tree.apply import apply, link, link_keys
 from cas_zarr.tree.changes import ABSENT, CLEAR, Changes, is_document
+from cas_zarr.tree.delta import Delta, delta_between, delta_of, unite
 from cas_zarr.tree.graft import graft
 from cas_zarr.tree.keys import (
     DOCUMENTS,
@@ -261,6 +262,30 @@ class CASMapping(MutableMapping[str, bytes]):
         with self._lock:
             self._adopt(link(self._settle(), path, coordinates, cids, sizes, kind))
 
+    def set_cids(
+        self, keys: Sequence[str], cids: NDArray[np.uint8], sizes: NDArray[np.integer[Any]]
+    ) -> None:
+        """Bind many keys to values that are stored, all at once.
+
+        It is quickest where keys of one array follow one another; see `set_links` where their
+        coordinates are known.
+
+        Parameters
+        ----------
+        keys : sequence of str
+            Keys of chunks and others, none of a document, each at most once.
+        cids : array of uint8, shape (n, 36)
+            CIDs of the values.
+        sizes : array of integers, shape (n,)
+            Bytes of the values.
+        """
+        if self.read_only:
+            raise self._read_only()
+        if self.strict:
+            raise WriteOnceError("a strict mapping binds its keys one by one; use set_value")
+        with self._lock:
+            self._adopt(link_keys(self._settle(), keys, cids, sizes))
+
     # -- versions ---------------------------------------------------------------------------
 
     @property
@@ -334,6 +359,40 @@ class CASMapping(MutableMapping[str, bytes]):
                     f"{self._function.name}; open the branch anew"
                 )
             self._adopt(merge(views[0], ours, views[1]).root)
+
+    def delta(self) -> Delta:
+        """Return what was changed here since the root that was opened or flushed last."""
+        with self._lock:
+            view, changes = self._state
+            if view.root is self._flushed:
+                return delta_of(view, changes)
+            return delta_between(TreeView(self._reader, self._flushed), self._settle())
+
+    def unite_deltas(self, deltas: Mapping[CidBytes, Sequence[Delta]]) -> None:
+        """Apply what others changed, all of it or, where it conflicts, nothing.
+
+        Parameters
+        ----------
+        deltas : mapping of CidBytes to sequence of Delta
+            By the root that they began with, as this mapping did. Their values are stored here.
+
+        Raises
+        ------
+        ConflictError
+            If two of them, or one and this mapping, changed the same thing.
+        """
+        if self.read_only:
+            raise self._read_only()
+        with self._lock:
+            view = self._settle()
+            for base, parts in deltas.items():
+                unmoved = self._root == base and view.root is self._flushed
+                before = view if unmoved else self._open(base)
+                root = unite(before, parts)
+                if not unmoved:
+                    root = merge(before, view, TreeView(self._reader, root)).root
+                view = TreeView(self._reader, root)
+            self._adopt(view.root)
 
     def cid(self, path: str = "", box: Sequence[slice | tuple[int, int]] | None = None) -> CidBytes:
         """Return the CID of a group or an array, or of a box of an array's chunks.

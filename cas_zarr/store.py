@@ -14,20 +14,21 @@ from concurrent.futures import Future
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar
 
-import numpy as np
-from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype, cpu, default_buffer_prototype
+from zarr.abc.store import Store, SuffixByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from cas_zarr.blocks.cache import Cache
 from cas_zarr.blocks.waiting import waiting_pool
+from cas_zarr.buffers import bounds_of, no_buffer, to_buffer
 from cas_zarr.cid import CidBytes, CidLike, as_cid_bytes, format_cid, to_cid
 from cas_zarr.consolidated import Consolidation, is_composed
 from cas_zarr.errors import CasZarrError, InvalidArgumentError, ReadOnlyError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.faraway import NodeLike
+from cas_zarr.repository.forking import Fork
 from cas_zarr.repository.opening import MEMORY
-from cas_zarr.repository.prefetching import Prefetched, Progress, prefetch, tier_of
-from cas_zarr.repository.readahead import ReadAhead
+from cas_zarr.repository.prefetching import Prefetched, Progress, prefetch
+from cas_zarr.repository.readahead import read_ahead
 from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.session import Session, View
 from cas_zarr.repository.subtrees import Source, attach
@@ -39,11 +40,10 @@ if TYPE_CHECKING:
 
 __all__ = ["CASStore"]
 
-Location: TypeAlias = "str | os.PathLike[str] | Repository | Session | CASMapping"
+Location: TypeAlias = "str | os.PathLike[str] | Repository | Session | Fork | CASMapping"
 
 _T = TypeVar("_T")
 
-_BYTE = np.dtype("B")
 _LISTED = 4096  # keys that are listed between two looks at what else there is to do
 _REFUSAL = "store was opened in read-only mode and does not support writing"
 
@@ -106,9 +106,9 @@ class CASStore(Store):
     ) -> None:
         read_only = read_only or version is not None
         pin: CidBytes | None = None
-        session: Session | View
+        session: Session | Fork | View
         shown: str | None = branch
-        if isinstance(location, Session):
+        if isinstance(location, (Session, Fork)):
             session, shown = location, location.branch
         elif isinstance(location, CASMapping):
             session, shown = View(location), None
@@ -136,7 +136,7 @@ class CASStore(Store):
                 session = _view(repository, pin)
             else:
                 session = repository.session(branch, strict=strict)
-        if version is not None and isinstance(location, (Session, CASMapping)):
+        if version is not None and isinstance(location, (Session, Fork, CASMapping)):
             raise InvalidArgumentError(
                 "a session or a mapping is at one version; give its repository to open another"
             )
@@ -144,7 +144,7 @@ class CASStore(Store):
 
     def _set_up(
         self,
-        session: Session | View,
+        session: Session | Fork | View,
         branch: str | None,
         version: CidLike | None,
         *,
@@ -160,10 +160,8 @@ class CASStore(Store):
         self._strict = strict
         self._pin = pin
         self._consolidation: Consolidation | None = None
-        mapping = session.tree.mapping
-        self._far = mapping.blocks.remote
-        tier = tier_of(mapping.blocks) if mapping.read_only else None
-        self._ahead = None if tier is None else ReadAhead(mapping, tier)
+        self._far = session.remote
+        self._ahead = read_ahead(session.tree.mapping) if isinstance(session, View) else None
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -179,7 +177,7 @@ class CASStore(Store):
         return self._tree.mapping
 
     @property
-    def session(self) -> Session | View:
+    def session(self) -> Session | Fork | View:
         """The session behind this store, shared with its read-only siblings."""
         return self._session
 
@@ -193,7 +191,8 @@ class CASStore(Store):
         version = self._version
         if version is not None:
             return f"@{version if isinstance(version, str) else format_cid(as_cid_bytes(version))}"
-        return "" if self._branch is None else f"#{self._branch}"
+        which = "" if self._branch is None else f"#{self._branch}"
+        return f"{which}, a fork" if isinstance(self._session, Fork) else which
 
     def _identity(self) -> tuple[object, ...]:
         if self._session.repository is None:
@@ -249,6 +248,35 @@ class CASStore(Store):
         """
         self._check_writable()
         return to_cid(self._session.commit(message, **options))
+
+    def fork(self) -> Self:
+        """Return a store for a worker: it can be pickled, and comes back with what it wrote.
+
+        Nobody sees its writes until they are merged here and flushed or committed, all at once.
+        Workers write the chunks of arrays that are there already.
+
+        Examples
+        --------
+        >>> forks = client.gather(client.map(write, [store.fork()] * 8))  # doctest: +SKIP
+        >>> store.merge(*forks)  # doctest: +SKIP
+        >>> store.commit("written by eight")  # doctest: +SKIP
+        """
+        self._check_writable()
+        return type(self)(self._session.fork())
+
+    def merge(self, *forks: CASStore) -> None:
+        """Take over what forks of this store have written; see `Session.merge`.
+
+        Raises
+        ------
+        ConflictError
+            If two of them, or one and this store, wrote the same chunk differently; nothing is
+            taken over then.
+        InvalidArgumentError
+            If one is no fork of this store.
+        """
+        self._check_writable()
+        self._session.merge([fork.session for fork in forks])  # type: ignore[misc]
 
     def cid(self, path: str = "", box: tuple[slice | tuple[int, int], ...] | None = None) -> CID:
         """Return the CID of a node, or of a box of an array's chunks.
@@ -354,6 +382,8 @@ class CASStore(Store):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if isinstance(self._session, Fork):
+            return type(self), (self._session,)
         repository = self._session.repository
         if repository is None:
             raise CasZarrError(
@@ -361,7 +391,8 @@ class CASStore(Store):
             )
         if self._session.dirty:
             raise CasZarrError(
-                f"{self} has unflushed changes, which a pickled copy would not see; flush first"
+                f"{self} has unflushed changes, which a pickled copy would not see; give workers a "
+                "fork (`store.fork()`, and `store.merge` what comes back), or flush first"
             )
         pin = self._pin
         if self._read_only and pin is None:
@@ -416,7 +447,7 @@ class CASStore(Store):
         if byte_range is not None or (self._read_only and key[-1:] in "an" and is_composed(key)):
             return self._get_part(key, prototype, byte_range)
         data = self._tree.mapping.get_value(key)
-        return None if data is None else _buffer(prototype, data)
+        return None if data is None else to_buffer(prototype, data)
 
     async def get(
         self,
@@ -430,7 +461,7 @@ class CASStore(Store):
             if isinstance(ahead, Future):
                 ahead = await asyncio.wrap_future(ahead)
             if ahead is not None:
-                return _buffer(prototype or default_buffer_prototype(), ahead)
+                return to_buffer(prototype or default_buffer_prototype(), ahead)
             return await _in_thread(
                 lambda: self.get_sync(key, prototype=prototype, byte_range=byte_range)
             )
@@ -449,14 +480,14 @@ class CASStore(Store):
             whole = self._compose(key)
             if whole is None:
                 return None
-            start, stop = _bounds(byte_range, len(whole))
-            return _buffer(prototype, whole[start:stop])
+            start, stop = bounds_of(byte_range, len(whole))
+            return to_buffer(prototype, whole[start:stop])
         size = mapping.size_of(key) if isinstance(byte_range, SuffixByteRequest) else None
         if size is None and isinstance(byte_range, SuffixByteRequest):
             return None
-        start, stop = _bounds(byte_range, size)
+        start, stop = bounds_of(byte_range, size)
         data = mapping.get_value(key, start, stop)
-        return None if data is None else _buffer(prototype, data)
+        return None if data is None else to_buffer(prototype, data)
 
     async def get_partial_values(
         self,
@@ -561,7 +592,7 @@ class CASStore(Store):
         try:
             data = value.as_numpy_array()
         except AttributeError:
-            raise _no_buffer(value) from None
+            raise no_buffer(value) from None
         target.set_value(key, data)
 
     async def set(self, key: str, value: Buffer) -> None:
@@ -625,34 +656,8 @@ def _view(repository: Repository, root: CidBytes | None) -> View:
     )
 
 
-def _buffer(prototype: BufferPrototype, data: Any) -> Buffer:
-    kind = prototype.buffer
-    if kind is cpu.Buffer:  # `from_bytes` comes to the same, half a microsecond later
-        return cpu.Buffer(np.frombuffer(data, _BYTE))
-    return kind.from_bytes(data)
-
-
 def _folder(prefix: str) -> str:
     return prefix if prefix == "" or prefix.endswith("/") else prefix + "/"
-
-
-def _bounds(byte_range: ByteRequest | None, size: int | None) -> tuple[int, int | None]:
-    if byte_range is None:
-        return 0, size
-    if isinstance(byte_range, RangeByteRequest):
-        return byte_range.start, byte_range.end
-    if isinstance(byte_range, OffsetByteRequest):
-        return byte_range.offset, size
-    if isinstance(byte_range, SuffixByteRequest) and size is not None:
-        return max(0, size - byte_range.suffix), size
-    raise InvalidArgumentError(f"Unexpected byte_range, got {byte_range}.")
-
-
-def _no_buffer(value: object) -> TypeError:
-    return TypeError(
-        f"CASStore.set(): `value` must be a Buffer instance. Got an instance of {type(value)} "
-        "instead."
-    )
 
 
 def _unpickle(

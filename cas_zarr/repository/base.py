@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.cache import Cache
+from cas_zarr.blocks.fronted import FrontedBlocks
 from cas_zarr.blocks.local import LocalBlocks
+from cas_zarr.blocks.objects import Objects
+from cas_zarr.blocks.objectstore import ObjectStoreBlocks
 from cas_zarr.cid import BLAKE3, CidBytes, CidLike, HashFunction
 from cas_zarr.closing import Closing
 from cas_zarr.errors import ReadOnlyError, RepositoryNotFoundError
 from cas_zarr.mapping import CASMapping
+from cas_zarr.repository.bucket import BucketRefs, make_bucket
 from cas_zarr.repository.faraway import NodeLike, Sources, open_faraway
 from cas_zarr.repository.folder import FolderRefs, is_repository, make_folder, read_marker
 from cas_zarr.repository.opening import (
@@ -33,7 +39,13 @@ from cas_zarr.repository.refs import Branch, MemoryRefs, Refs
 from cas_zarr.repository.remotes import blocks_for
 from cas_zarr.repository.versions import Resolved, not_found, resolve
 
-__all__ = ["RepositoryBase"]
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+__all__ = ["Address", "RepositoryBase"]
+
+Address: TypeAlias = "str | os.PathLike[str] | ObjectStore"
+"""Where a repository is: a path, an address, or for object storage a store of obstore."""
 
 
 class RepositoryBase(Closing):
@@ -42,7 +54,7 @@ class RepositoryBase(Closing):
     Attributes
     ----------
     location : str
-        The path of the folder, or ``memory://name``.
+        The path of the folder, ``memory://name``, or the address.
     refs : Refs
         Branches and tags.
     read_only : bool
@@ -79,6 +91,7 @@ class RepositoryBase(Closing):
         self._lock = threading.Lock()
         self._asked: HashFunction | None = None
         self._memory: SharedMemory | None = None
+        self._bucket: Objects | None = None
 
     def __repr__(self) -> str:
         led = f", at {self.fixed}" if self.fixed not in ("", self.location) else ""
@@ -89,7 +102,7 @@ class RepositoryBase(Closing):
     @classmethod
     def open(
         cls,
-        location: str | os.PathLike[str],
+        location: Address,
         *,
         create: bool = False,
         hash: str | None = None,
@@ -98,13 +111,16 @@ class RepositoryBase(Closing):
         gateways: str | Sequence[str] | None = None,
         node: NodeLike | None = None,
         cache: Cache = None,
+        storage_options: Mapping[str, Any] | None = None,
+        first: str = "",
     ) -> Self:
         """Open a repository.
 
         Parameters
         ----------
-        location : str or path
-            A folder, or ``memory://name`` for one in this process. For reading also
+        location : str, path or obstore store
+            A folder, ``memory://name`` for one in this process, or ``s3://bucket/prefix`` (also
+            ``gs://``, ``az://``) or a store of obstore for object storage. For reading also
             ``ipfs://CID`` (a root, a commit, or a directory of Zarr files; with a path behind it a
             part), ``ipns://NAME``, the same behind ``http(s)://host/ipfs/`` of a gateway,
             ``http(s)://host:port`` of a repository that is served, and a ``.car`` file or its
@@ -126,6 +142,12 @@ class RepositoryBase(Closing):
         cache : bool, path or (path, int), optional
             Where to keep what was fetched: a folder, with a limit in bytes; False is memory. By
             default the user's cache, of 10 GiB; for servers on this machine memory.
+        storage_options : mapping, optional
+            For object storage: ``endpoint``, ``region``, ``access_key_id``, ``anonymous``, and
+            what else `cas_zarr.blocks.objects.open_object_store` takes.
+        first : str
+            The branch that is asked for next, at once: in object storage it is read at the same
+            time as the repository is opened.
 
         Raises
         ------
@@ -142,6 +164,8 @@ class RepositoryBase(Closing):
             gateways=gateways,
             node=node,
             cache=cache,
+            storage_options=storage_options,
+            first=first,
         )
         if not repository.exists:
             if not create:
@@ -150,9 +174,16 @@ class RepositoryBase(Closing):
         return repository
 
     @classmethod
-    def open_from(cls, location: str | os.PathLike[str], sources: Sources) -> Self:
-        """Open a repository for reading, with the sources that another one has."""
-        repository = cls._prepare(location, None, True, "", sources)
+    def open_from(
+        cls,
+        location: Address,
+        sources: Sources,
+        *,
+        read_only: bool = True,
+        author: str = "",
+    ) -> Self:
+        """Open a repository with the sources that another one has."""
+        repository = cls._prepare(location, None, read_only, author, sources)
         if not repository.exists:
             raise repository._not_there()
         return repository
@@ -166,7 +197,7 @@ class RepositoryBase(Closing):
     @classmethod
     def prepare(
         cls,
-        location: str | os.PathLike[str],
+        location: Address,
         *,
         hash: str | None = None,
         read_only: bool = False,
@@ -174,6 +205,8 @@ class RepositoryBase(Closing):
         gateways: str | Sequence[str] | None = None,
         node: NodeLike | None = None,
         cache: Cache = None,
+        storage_options: Mapping[str, Any] | None = None,
+        first: str = "",
     ) -> Self:
         """Open a repository that is made by the first write, where there is none yet."""
         return cls._prepare(
@@ -181,19 +214,34 @@ class RepositoryBase(Closing):
             None if hash is None else hash_named(hash),
             read_only,
             author,
-            Sources.of(gateways, node, cache),
+            Sources.of(gateways, node, cache, storage_options),
+            first,
         )
 
     @classmethod
     def _prepare(
         cls,
-        location: str | os.PathLike[str],
+        location: Address,
         function: HashFunction | None,
         read_only: bool,
         author: str,
         sources: Sources,
+        first: str = "",
     ) -> Self:
+        if not isinstance(location, (str, bytes, os.PathLike)):
+            sources = replace(sources, store=location)
+            location = Objects(location).url
+        given = sources.given(location)
+        if given is not None:
+            return cls._prepare_bucket(
+                given.url, given, function, read_only, author, sources, first
+            )
         place = parse_location(location)
+        if place.kind == "bucket":
+            objects = sources.objects(place.text)
+            return cls._prepare_bucket(
+                place.text, objects, function, read_only, author, sources, first
+            )
         if place.kind == "memory":
             return cls._prepare_memory(place.text, function, read_only, author, sources)
         if place.kind != "folder":
@@ -245,6 +293,40 @@ class RepositoryBase(Closing):
         )
         repository._memory = held
         return repository
+
+    @classmethod
+    def _prepare_bucket(
+        cls,
+        location: str,
+        objects: Objects,
+        function: HashFunction | None,
+        read_only: bool,
+        author: str,
+        sources: Sources,
+        first: str,
+    ) -> Self:
+        refs = BucketRefs(objects, read_only=read_only)
+        found = refs.open(first)
+        repository = cls(
+            location,
+            refs,
+            None,
+            found or function or BLAKE3,
+            read_only=read_only,
+            author=author,
+            sources=sources,
+        )
+        repository._asked = function
+        repository._bucket = objects
+        if found is not None:
+            same_hash(location, function, found)
+            repository._blocks = repository._open_bucket(objects)
+        return repository
+
+    def _open_bucket(self, objects: Objects) -> BlockStore:
+        cache = self.sources.keep([objects.server or objects.url])
+        behind = ObjectStoreBlocks(objects, read_only=self.read_only)
+        return blocks_for(self.refs, FrontedBlocks(cache, behind), sources=self.sources)
 
     @classmethod
     def _open_faraway(
@@ -300,10 +382,14 @@ class RepositoryBase(Closing):
             if self._blocks is not None:
                 return
             self._check_writable()
-            path = Path(self.location)
-            found = make_folder(path, self._function)
-            self._function = same_hash(self.location, self._asked, found)
-            self._blocks = LocalBlocks(path / "packs", create=True)
+            path, bucket = Path(self.location), self._bucket
+            make = partial(make_folder, path) if bucket is None else partial(make_bucket, bucket)
+            self._function = same_hash(self.location, self._asked, make(self._function))
+            self._blocks = (
+                LocalBlocks(path / "packs", create=True)
+                if bucket is None
+                else self._open_bucket(bucket)
+            )
 
     def close(self) -> None:
         """Release files."""

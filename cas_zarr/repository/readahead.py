@@ -23,14 +23,14 @@ from cas_zarr.cid import CidBytes
 from cas_zarr.errors import CasZarrError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.describe import describe_node
-from cas_zarr.repository.prefetching import MOST
+from cas_zarr.repository.prefetching import MOST, tier_of
 from cas_zarr.repository.runs import Coordinates, Run
 from cas_zarr.tree.chunktree import ChunkTree
 from cas_zarr.tree.keys import chunk_key, form_of, parse_chunk, split_key
 from cas_zarr.tree.morton import code_of
 from cas_zarr.tree.values import is_file
 
-__all__ = ["ReadAhead"]
+__all__ = ["ReadAhead", "read_ahead"]
 
 Bytes: TypeAlias = "bytes | memoryview"
 Promise: TypeAlias = "Future[Bytes | None]"
@@ -76,6 +76,12 @@ class _Array:
 
     def key(self, place: Coordinates) -> str:
         return self.base + chunk_key(self.form, place)
+
+
+def read_ahead(mapping: CASMapping) -> ReadAhead | None:
+    """Return what fetches ahead for a mapping; None where nothing is far, or it may change."""
+    tier = tier_of(mapping.blocks) if mapping.read_only else None
+    return None if tier is None else ReadAhead(mapping, tier)
 
 
 class ReadAhead:

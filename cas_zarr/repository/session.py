@@ -13,13 +13,14 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cas_zarr.cid import CidBytes, CidLike
 from cas_zarr.closing import Closing
 from cas_zarr.errors import CasZarrError, InvalidArgumentError, ReadOnlyError
 from cas_zarr.mapping import CASMapping
+from cas_zarr.repository.forking import Fork
 from cas_zarr.repository.subtrees import Source, attach
 from cas_zarr.repository.working import WorkingTree, trees_of
 
@@ -66,6 +67,11 @@ class Session(Closing):
     def root(self) -> CidBytes | None:
         """The root as of the last flush; None before the first one of a new branch."""
         return self.tree.mapping.root
+
+    @property
+    def remote(self) -> bool:
+        """Whether a read takes a round trip."""
+        return self.tree.mapping.blocks.remote
 
     @property
     def dirty(self) -> bool:
@@ -182,6 +188,33 @@ class Session(Closing):
         """
         attach(self.tree.prepare(), self.repository, path, version, source, overwrite=overwrite)
 
+    # -- workers ------------------------------------------------------------------------------
+
+    def fork(self) -> Fork:
+        """Return a session for a worker, which can be pickled and comes back to be merged.
+
+        What was written here so far is made durable and seen by the fork, and not by others yet.
+        """
+        return self.tree.fork()
+
+    def merge(self, forks: Iterable[Fork]) -> None:
+        """Take over what forks of this session have written; `flush` or `commit` shows it.
+
+        Parameters
+        ----------
+        forks : iterable of Fork
+            Each as it came back from its worker. One that never came back is just not there.
+
+        Raises
+        ------
+        ConflictError
+            If two of them, or one and this session, wrote the same thing differently; nothing is
+            taken over then. `conflicts` has what it is.
+        InvalidArgumentError
+            If one is no fork of this session.
+        """
+        self.tree.merge(forks)
+
     def discard(self) -> None:
         """Drop all changes that were not flushed, and show the branch as it is now.
 
@@ -214,6 +247,11 @@ class View:
         return self.mapping.root
 
     @property
+    def remote(self) -> bool:
+        """Whether a read takes a round trip."""
+        return self.mapping.blocks.remote
+
+    @property
     def dirty(self) -> bool:
         """Whether there are changes that were not flushed."""
         return self.mapping.dirty
@@ -228,6 +266,17 @@ class View:
         """Make all changes durable; return the root."""
         root = self.mapping.root
         return root if root is not None and not self.mapping.dirty else self.mapping.flush()
+
+    def fork(self) -> Fork:
+        """Refuse: there is no branch to write to."""
+        raise InvalidArgumentError("only a store that is open on a branch of a repository can fork")
+
+    def merge(self, forks: Iterable[Fork]) -> None:
+        """Refuse: there is no branch to write to."""
+        raise InvalidArgumentError(
+            f"forks ({len(list(forks))}) are merged into the store that made them, which is open "
+            "on a branch"
+        )
 
     def commit(self, message: str, **options: object) -> CidBytes:
         """Refuse: there is no branch to commit to."""

@@ -11,7 +11,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cas_zarr.blocks.memory import MemoryBlocks
@@ -19,9 +19,11 @@ from cas_zarr.cid import CidBytes, format_cid
 from cas_zarr.errors import CasZarrError, ConflictError, InvalidArgumentError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.commit import Commit
+from cas_zarr.repository.forking import Fork
 from cas_zarr.repository.guard import Guard
 from cas_zarr.repository.refs import Branch, GuardError
 from cas_zarr.repository.versions import root_of
+from cas_zarr.tree.delta import Delta
 from cas_zarr.tree.diff import NodeChange, diff
 from cas_zarr.tree.node import EMPTY, Header, Root
 from cas_zarr.tree.shards import TreeReader
@@ -150,6 +152,26 @@ class WorkingTree:
             self._place(root, record, why=f"commit: {subject(message)}", rebase=rebase)
             return newest[-1]
 
+    def fork(self) -> Fork:
+        """Make all changes durable, shown to nobody, and return a fork of them."""
+        with self.lock:
+            base = self.prepare().flush()
+            self._forked.add(base)
+            return Fork(self.repository, base, self.branch, strict=self.strict)
+
+    def merge(self, forks: Iterable[Fork]) -> None:
+        """Take over what forks have written; see `Session.merge`."""
+        with self.lock:
+            deltas: dict[CidBytes, list[Delta]] = {}
+            for fork in forks:
+                if not isinstance(fork, Fork) or fork.base not in self._forked:
+                    raise InvalidArgumentError(
+                        f"{fork!r} is no fork of this session on branch {self.branch!r} of "
+                        f"{self.repository.location}; merge it into the one that made it"
+                    )
+                deltas.setdefault(fork.base, []).append(fork.delta())
+            self.prepare().unite_deltas(deltas)
+
     def leave(self) -> None:
         """Flush what is left, once: a conflict that the user has seen is not told again."""
         with self.lock:
@@ -184,6 +206,7 @@ class WorkingTree:
         """Take the branch as it is now."""
         repository = self.repository
         self._told: CidBytes | None = None
+        self._forked: set[CidBytes] = set()  # roots that forks began with
         self.base = repository.record(self.branch)
         self.base_root: CidBytes | None = None
         if repository.exists:

@@ -1,0 +1,218 @@
+"""Forks: one session written by many workers, and made visible by one.
+
+A fork goes to a worker, writes blocks to the shared place and comes back with its delta: which keys
+it set, and to which CIDs. Whoever made the forks merges them. A worker that died, was retried or
+ran twice costs nothing: the same data are the same blocks, and what does not come back is garbage.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from cas_zarr.cid import CidBytes
+from cas_zarr.closing import Closing
+from cas_zarr.errors import CasZarrError, InvalidArgumentError
+from cas_zarr.mapping import CASMapping
+from cas_zarr.repository.faraway import Sources
+from cas_zarr.repository.guard import Guard
+from cas_zarr.repository.opening import MEMORY
+from cas_zarr.tree.delta import Delta
+
+if TYPE_CHECKING:
+    from cas_zarr.repository.repository import Repository
+
+__all__ = ["Fork"]
+
+_OPEN = 4  # repositories that a worker keeps open for the next forks
+
+
+class Fork(Closing):
+    """A session of a worker: what it writes is seen by nobody until it is merged.
+
+    `Session.fork` makes one. It can be pickled, with what it has written: its blocks are made
+    durable then.
+
+    Attributes
+    ----------
+    base : CidBytes
+        The root that it began with.
+    branch : str
+        The branch of the session that made it.
+    """
+
+    def __init__(
+        self, repository: Repository, base: CidBytes, branch: str, *, strict: bool = False
+    ) -> None:
+        self._set_up(repository, base, branch, strict, None)
+
+    def _set_up(
+        self,
+        repository: Repository | None,
+        base: CidBytes,
+        branch: str,
+        strict: bool,
+        delta: Delta | None,
+    ) -> None:
+        self.tree = self  # what adapters need of a session
+        self.base = base
+        self.branch = branch
+        self._strict = strict
+        self._repository = repository
+        self._delta = delta
+        self._mapping: CASMapping | None = None
+        self._lock = threading.RLock()
+        self._opened: tuple[str, str, Sources] | None = None
+
+    def __repr__(self) -> str:
+        return f"Fork({self.repository.location!r}, branch={self.branch!r})"
+
+    @property
+    def repository(self) -> Repository:
+        """Where its blocks are."""
+        if self._repository is None:
+            assert self._opened is not None
+            self._repository = _open(*self._opened)
+        return self._repository
+
+    @property
+    def mapping(self) -> CASMapping:
+        """The keys and values as this fork sees them."""
+        if self._mapping is None:
+            with self._lock:
+                if self._mapping is None:
+                    self._mapping = self._open()
+        return self._mapping
+
+    target = mapping
+
+    def _open(self) -> CASMapping:
+        repository = self.repository
+        # Kept: what is condemned while it lives counts as absent, and is written anew.
+        self._guard = Guard(repository.blocks, repository.refs, writer="this fork")
+        mapping = CASMapping(
+            repository.blocks, self.base, hash=repository.hash, strict=self._strict
+        )
+        if self._delta is not None:
+            mapping.unite_deltas({self.base: [self._delta]})
+        return mapping
+
+    @property
+    def remote(self) -> bool:
+        """Whether a read takes a round trip."""
+        return self.repository.blocks.remote
+
+    @property
+    def root(self) -> CidBytes:
+        """The root that it began with."""
+        return self.base
+
+    @property
+    def dirty(self) -> bool:
+        """Never: what was written comes back with the fork."""
+        return False
+
+    def delta(self) -> Delta:
+        """Return what was written; its blocks are durable."""
+        with self._lock:
+            if self._mapping is not None:
+                self._mapping.blocks.flush()
+                return self._mapping.delta()
+            return Delta() if self._delta is None else self._delta
+
+    def prepare(self) -> CASMapping:
+        """Return the mapping to write to."""
+        return self.mapping
+
+    def fork(self) -> Fork:
+        """Return this fork: it can be handed on as it is."""
+        return self
+
+    def flush(self) -> CidBytes:
+        """Make all that was written durable; return the root that it would make."""
+        root = self.mapping.cid()
+        self.mapping.blocks.flush()
+        return root
+
+    def commit(self, message: str, **options: object) -> CidBytes:
+        """Refuse: a fork is merged into the session that made it."""
+        named = f" {message!r} ({', '.join(options)})" if options else f" {message!r}"
+        raise InvalidArgumentError(
+            f"cannot commit{named}: this is a fork; merge it into the store that made it, and "
+            "commit there"
+        )
+
+    def merge(self, forks: Any) -> None:
+        """Refuse: only the session that made forks merges them."""
+        raise InvalidArgumentError(
+            f"{len(forks)} forks cannot be merged into a fork; merge all into the store that made "
+            "them"
+        )
+
+    def close(self) -> None:
+        """Make what was written durable."""
+        if self._mapping is not None:
+            self._mapping.blocks.flush()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._repository is None:
+            assert self._opened is not None
+            opened = self._opened
+        else:
+            repository = self._repository
+            opened = repository.location, repository.author, repository.sources
+        process = os.getpid() if opened[0].startswith(MEMORY) else None
+        return _unpickle, (opened, self.base, self.branch, self._strict, self.delta(), process)
+
+
+def _unpickle(
+    opened: tuple[str, str, Sources],
+    base: CidBytes,
+    branch: str,
+    strict: bool,
+    delta: Delta,
+    process: int | None,
+) -> Fork:
+    if process is not None and process != os.getpid():
+        raise CasZarrError(
+            f"{opened[0]} is in the memory of process {process} and cannot be opened in another; "
+            "use a folder or object storage"
+        )
+    fork = Fork.__new__(Fork)
+    fork._set_up(None, base, branch, strict, delta if delta else None)
+    fork._opened = opened
+    return fork
+
+
+# -- repositories of a worker ----------------------------------------------------------------------
+
+_lock = threading.Lock()
+_held: OrderedDict[tuple[int, str], tuple[Sources, Repository]] = OrderedDict()
+
+
+def _open(location: str, author: str, sources: Sources) -> Repository:
+    """Return a repository for the forks of this process: many come, one after the other."""
+    from cas_zarr.repository.repository import Repository
+
+    key = os.getpid(), location
+    with _lock:
+        known = _held.get(key)
+        if known is not None and known[0] == sources:
+            _held.move_to_end(key)
+            return known[1]
+        repository = Repository.open_from(location, sources, read_only=False, author=author)
+        _held[key] = sources, repository
+        while len(_held) > _OPEN:
+            _held.popitem(last=False)
+        return repository
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
