@@ -42,10 +42,12 @@ from cas_zarr.codecs.car import (
     CarReader,
     Section,
     decode_roots,
+    naming,
     parse_wrapper,
 )
 from cas_zarr.codecs.carindex import MULTIHASH_INDEX_SORTED, decode_index, encode_index, index_codec
-from cas_zarr.errors import CorruptBlockError, FormatError, InvalidCIDError
+from cas_zarr.codecs.carnote import MAX_NOTE, CarNote
+from cas_zarr.errors import BlockNotFoundError, CorruptBlockError, FormatError, InvalidCIDError
 from cas_zarr.parallel import map_ordered
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ class _Layout(NamedTuple):
     roots: tuple[CidBytes, ...]
     start: int
     size: int
+    first: int  # where the sections begin, in the payload
     index_offset: int
 
 
@@ -106,6 +109,8 @@ class CarBlocks(ReadOnlyBlocks):
         1 or 2.
     file_size : int
         In bytes.
+    note : CarNote or None
+        What the file says of itself if it has not all that its root leads to.
 
     Raises
     ------
@@ -139,6 +144,8 @@ class CarBlocks(ReadOnlyBlocks):
             self.version = layout.version
             self.file_size = self._source.size
             self._start, self._payload = layout.start, layout.size
+            self._first = layout.first
+            self.note = self._read_note()
             self._claimed = self._open_index(layout.index_offset) if index else None
             self._index: _Index = self._claimed or self._scan()
         except BaseException:
@@ -245,32 +252,54 @@ class CarBlocks(ReadOnlyBlocks):
     def close(self) -> None:
         self._source.close()
 
+    def _not_found(self, cid: CidBytes) -> BlockNotFoundError:
+        if self.note is None:
+            return super()._not_found(cid)
+        return BlockNotFoundError(
+            f"block {format_cid(cid)} is not in {self.location}, which has "
+            f"{self.note.content()}; read the rest where the file was made"
+        )
+
     # -- opening ----------------------------------------------------------------------------
 
     def _read_layout(self) -> _Layout:
         source = self._source
         head = source.read_at(0, DATA_START)
         if head[: len(PRAGMA)] != PRAGMA:
-            roots, _ = self._read_roots(0, source.size)
-            return _Layout(1, roots, 0, source.size, 0)
-        _, start, size, index_offset = parse_wrapper(head)
+            roots, first = self._read_roots(0, source.size)
+            return _Layout(1, roots, 0, source.size, first, 0)
+        with naming(source.name):
+            _, start, size, index_offset = parse_wrapper(head)
         if start + size > source.size or index_offset >= source.size:
             raise FormatError(
                 f"{source.name} is cut off: it has {source.size} bytes, and its parts should end "
                 f"at {max(start + size, index_offset)}; fetch it again"
             )
-        roots, _ = self._read_roots(start, start + size)
-        return _Layout(2, roots, start, size, index_offset)
+        roots, first = self._read_roots(start, start + size)
+        return _Layout(2, roots, start, size, first, index_offset)
 
     def _read_roots(self, start: int, end: int) -> tuple[tuple[CidBytes, ...], int]:
-        """Read the header of the payload; return its roots, and where the sections begin."""
+        """Read the header of the payload; return its roots, and where in it the sections begin."""
         try:
             size, width = decode_varint(self._source.read_at(start, min(9, end - start)))
         except InvalidCIDError:
             size = width = 0
         if not 0 < size <= min(MAX_HEADER, end - start - width):
             raise FormatError(f"{self._source.name} does not begin as a car file does")
-        return decode_roots(self._source.read_at(start + width, size)), start + width + size
+        with naming(self._source.name):
+            return decode_roots(self._source.read_at(start + width, size)), width + size
+
+    def _read_note(self) -> CarNote | None:
+        at, size = self._start + self._first, min(_HEAD + MAX_NOTE, self._payload - self._first)
+        data = self._source.read_at(at, size)
+        try:
+            cid, begin, end = parse_section(data)
+        except FormatError:  # whoever goes through the sections says what is wrong
+            return None
+        block = data[begin:end]
+        if end > len(data) or not _is_known(cid) or not matches(cid, block):
+            return None
+        return CarNote.from_block(cid, block)
 
     def _open_index(self, at: int) -> _Index | None:
         """Return the index of the file; None if there is none that can be used."""
@@ -320,8 +349,7 @@ class CarBlocks(ReadOnlyBlocks):
             with source.stream() as file:
                 yield from CarReader(file, verify=False, name=source.name).sections()
             return
-        _, begin = self._read_roots(self._start, self._start + self._payload)
-        offset = begin - self._start
+        offset = self._first
         window, at = b"", 0
         while offset < self._payload:
             if not at <= offset <= at + len(window) - _HEAD:

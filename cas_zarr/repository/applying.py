@@ -26,6 +26,7 @@ from cas_zarr.cid import (
     format_cid,
 )
 from cas_zarr.codecs.car import CarReader
+from cas_zarr.codecs.carnote import CarNote
 from cas_zarr.errors import (
     BlockNotFoundError,
     CasZarrError,
@@ -35,7 +36,6 @@ from cas_zarr.errors import (
     RemoteError,
 )
 from cas_zarr.repository.commit import COMMIT_TYPE, Commit
-from cas_zarr.repository.exporting import CarNote
 from cas_zarr.repository.names import check_name
 from cas_zarr.repository.placing import Placer
 from cas_zarr.repository.refs import Branch
@@ -401,20 +401,14 @@ class _Checker:
             f"({format_cid(cid)}{where})"
         )
         note = self._note
-        if note is not None and note.box:
-            text += (
-                f"; the car has the box {note.box} alone: open it in place, or fetch the rest from "
-                "where it was made"
-            )
-        elif note is not None and note.since is not None:
-            kind = "commit" if codec_of(note.since) == DAG_CBOR else "root"
-            text += (
-                f"; the car has what was new since {kind} {format_cid(note.since)}: import or "
-                "fetch that first, then import this one again"
-            )
+        if note is None:
+            remedy = "fetch it from where the car was made, then import again"
+        elif note.since is None:
+            remedy = "open it in place, or fetch the rest from where it was made"
         else:
-            text += "; fetch it from where the car was made, then import again"
-        return BlockNotFoundError(f"{text}. No branch has moved")
+            remedy = "import or fetch that first, then import this one again"
+        text += "" if note is None else f"; the car has {note.content()}"
+        return BlockNotFoundError(f"{text}; {remedy}. No branch has moved")
 
 
 # -- moving the branch --------------------------------------------------------------------------

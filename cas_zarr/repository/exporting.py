@@ -18,28 +18,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from operator import index
-from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from cas_zarr.blocks import disk
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.cid import (
-    BLAKE3,
     DAG_CBOR,
     DAG_JSON,
     CidBytes,
     CidLike,
-    Link,
     ReadableCids,
-    cid_of,
     codec_of,
     format_cid,
 )
-from cas_zarr.codecs import dagcbor
 from cas_zarr.codecs.car import CarWriter, can_seek
+from cas_zarr.codecs.carnote import CarNote
 from cas_zarr.errors import (
     BlockNotFoundError,
     ConflictError,
-    FormatError,
     InvalidArgumentError,
     NotFoundError,
     StorageError,
@@ -60,9 +56,6 @@ Progress: TypeAlias = Callable[[int, int], None]
 Side: TypeAlias = "slice | tuple[int | None, int | None] | int"
 
 _READ = 32  # blocks in memory at once: one has at most 2 MiB
-_NOTE_TYPE = "cas-zarr/car-note"
-_NOTE_VERSION = 1
-_MAX_NOTE = 4096
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -88,56 +81,6 @@ class ExportReport(ReadableCids):
     blocks: int
     size: int
     version: int
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class CarNote(ReadableCids):
-    """What a CAR says of itself that has not all that its root leads to.
-
-    It is the first block of the CAR, DAG-CBOR: ``{type, version, root, since, box}``. It is a claim
-    of whoever wrote the file, and used for messages alone.
-
-    Attributes
-    ----------
-    root : CidBytes
-        The root of the CAR.
-    since : CidBytes or None
-        What has the rest.
-    box : str
-        The part that is there, as ``[0:10, :]``, where only a box of an array is; else "".
-    """
-
-    root: CidBytes
-    since: CidBytes | None = None
-    box: str = ""
-
-    def to_block(self) -> tuple[CidBytes, bytes]:
-        """Return CID and bytes."""
-        value: dict[str, Any] = {
-            "type": _NOTE_TYPE,
-            "version": _NOTE_VERSION,
-            "root": Link(self.root),
-            "since": None if self.since is None else Link(self.since),
-            "box": self.box,
-        }
-        data = dagcbor.encode(value)
-        return cid_of(DAG_CBOR, BLAKE3, data), data
-
-    @classmethod
-    def from_block(cls, cid: CidBytes, data: bytes) -> Self | None:
-        """Read a block; None if it is no note."""
-        if len(data) > _MAX_NOTE or codec_of(cid) != DAG_CBOR or _NOTE_TYPE.encode() not in data:
-            return None
-        try:
-            value = dagcbor.decode(data)
-        except FormatError:
-            return None
-        if not isinstance(value, dict) or value.get("type") != _NOTE_TYPE:
-            return None
-        root, since, box = value.get("root"), value.get("since"), value.get("box")
-        if not isinstance(root, Link) or not isinstance(box, str):
-            return None
-        return cls(root.cid, since.cid if isinstance(since, Link) else None, box)
 
 
 def export(

@@ -23,6 +23,7 @@ from cas_zarr.blocks.http import HttpClient
 from cas_zarr.cid import BLAKE3, DAG_CBOR, DAG_PB, RAW, SHA256, BytesLike, CidBytes, cid_of
 from cas_zarr.codecs.car import CarReader, CarWriter, encode_wrapper
 from cas_zarr.codecs.carindex import encode_index
+from cas_zarr.codecs.carnote import CarNote
 from cas_zarr.errors import (
     BlockNotFoundError,
     CorruptBlockError,
@@ -336,6 +337,28 @@ def test_an_index_that_leads_to_a_forged_copy_is_not_believed(tmp_path: Path) ->
         writer.finish()
     with CarBlocks(path) as car, pytest.raises(CorruptBlockError, match="damaged"):
         car.get(cid)
+
+
+def test_a_note_is_read_where_it_is_whole_and_first(tmp_path: Path) -> None:
+    cid, data = next(iter(BLOCKS.items()))
+    note = CarNote(cid, None, "[0:1]")
+    block = note.to_block()
+    path = tmp_path / "x.car"
+    for blocks, found in (
+        ([block, (cid, data)], note),
+        ([(cid, data), block], None),
+        ([(block[0], block[1].replace(b"[0:1]", b"[0:9]"))], None),  # its bytes are not its cid's
+        ([block], note),
+        ([], None),
+    ):
+        for version in (1, 2):
+            with path.open("wb") as file:
+                writer = CarWriter(file, version=version)
+                for one in blocks:
+                    writer.put(*one)
+                writer.finish()
+            with CarBlocks(path) as car:
+                assert car.note == found
 
 
 def test_a_damaged_index_counts_as_none(tmp_path: Path) -> None:

@@ -149,8 +149,10 @@ def test_a_box_is_an_array_of_which_only_that_is_there(
         for i in range(3, 5):
             for j in range(4, 6):
                 assert mapping[f"c/{i}/{j}"] == contents(repo)[f"a/t/c/{i}/{j}"]
-        with pytest.raises(BlockNotFoundError):
-            mapping["c/20/20"]
+        for key in ("c/20/20", "c/3/3"):
+            with pytest.raises(BlockNotFoundError, match=r"which has the box \[6:10, 8:12\] alone"):
+                mapping[key]
+        assert car.note == CarNote(report.root, box="[6:10, 8:12]")
         assert sum(codec_of(cid) == RAW for cid in car.list()) == 4
     with pytest.raises(BlockNotFoundError, match=r"box \[6:10, 8:12\] alone"):
         import_car(Repository.memory(), path, branch="main")
@@ -300,6 +302,12 @@ def test_a_difference_is_applied_where_its_base_is(
     assert len(list(other.log("main"))) == 2
     note = sections(news)[0]
     assert note not in held(other)
+    with CarBlocks(news) as car, CarBlocks(base) as whole:
+        assert whole.note is None
+        with pytest.raises(
+            BlockNotFoundError, match=f"was new since .* {format_cid(report.since)}"
+        ):
+            car.get(whole.roots[0])
 
 
 def test_a_difference_of_equal_versions_and_of_a_new_part(repo: Repository, tmp_path: Path) -> None:
@@ -317,7 +325,9 @@ def test_a_note_is_read_as_it_was_written_and_nothing_else_is_one() -> None:
     for note in (CarNote(root, root), CarNote(root, None, "[0:1]")):
         assert CarNote.from_block(*note.to_block()) == note
     cid, data = note.to_block()
-    for other in (b"", data[:-1], data.replace(b"root", b"toor"), data + bytes(5000)):
+    newer = data.replace(b"gversion\x01", b"gversion\x02")
+    assert newer != data
+    for other in (b"", data[:-1], data.replace(b"root", b"toor"), data + bytes(5000), newer):
         assert CarNote.from_block(cid, other) is None
 
 
