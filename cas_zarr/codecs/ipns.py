@@ -317,14 +317,15 @@ def encode_record(record: IpnsRecord, key: PrivateKey, *, legacy: bool = True) -
     LimitError
         If it becomes larger than 10 KiB.
     """
-    if not record.value.startswith(("/ipfs/", "/ipns/")):
+    value = record.value.encode("utf-8", "replace")  # another where there is a lone surrogate
+    if not value.startswith((b"/ipfs/", b"/ipns/")) or value.decode() != record.value:
         raise InvalidArgumentError(
             f"an ipns name leads to a path, /ipfs/… or /ipns/…, not to {record.value[:80]!r}"
         )
     ttl = 0 if record.ttl is None else record.ttl
     if not 0 <= record.sequence < 2**63 or not 0 <= ttl < 2**63:
         raise InvalidArgumentError("sequence and ttl of an ipns record are within 0 and 2^63-1")
-    value, validity = record.value.encode(), _format_time(record.expires).encode()
+    validity = _format_time(record.expires).encode()
     document: dict[str, Any] = {
         "Value": value,
         "Validity": validity,
@@ -409,8 +410,8 @@ def _parse_time(data: bytes) -> int:
     try:
         if match is None:
             raise ValueError
-        moment = datetime.fromisoformat(match[1] + match[3])
-    except ValueError:
+        moment = datetime.fromisoformat(match[1] + match[3]).astimezone(UTC)
+    except (ValueError, OverflowError):  # beyond the calendar once it is UTC
         raise FormatError(f"its validity {data[:40]!r} is no time") from None
     seconds = (moment - _EPOCH) // timedelta(seconds=1)
     return seconds * _SECOND + int((match[2] or "").ljust(9, "0"))

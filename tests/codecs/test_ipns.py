@@ -217,6 +217,8 @@ def test_a_record_without_a_signature_of_version_2() -> None:
         (DOCUMENT | {"Value": b"https://example.org"}, "no path"),
         (DOCUMENT | {"Validity": b"tomorrow"}, "no time"),
         (DOCUMENT | {"Validity": b"2026-02-31T00:00:00Z"}, "no time"),
+        (DOCUMENT | {"Validity": b"9999-12-31T23:59:59-23:59"}, "no time"),
+        (DOCUMENT | {"Validity": b"0001-01-01T00:00:00+23:59"}, "no time"),
         (DOCUMENT | {"ValidityType": 1}, "type 1"),
         (DOCUMENT | {"ValidityType": False}, "type False"),
         (DOCUMENT | {"Sequence": -1}, "no number"),
@@ -254,6 +256,7 @@ def test_no_bytes_get_another_error_through(data: bytes) -> None:
     "record",
     [
         replace(SOME, value="nothing"),
+        replace(SOME, value="/ipfs/\udcff"),
         replace(SOME, sequence=-1),
         replace(SOME, ttl=2**63),
         replace(SOME, expires=10**30),
