@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import CidLike, as_cid_bytes, format_cid
 from cas_zarr.codecs.ipns import (
     MAX_RECORD_BYTES,
@@ -26,10 +27,10 @@ from cas_zarr.errors import (
     FormatError,
     InvalidArgumentError,
     InvalidCIDError,
+    MissingDependencyError,
     NotFoundError,
     RemoteError,
 )
-from cas_zarr.parallel import map_ordered
 
 if TYPE_CHECKING:
     from cas_zarr.blocks.http import HttpClient
@@ -241,7 +242,7 @@ class _Resolver:
                 return error
 
         found = []
-        for answer in map_ordered(ask, self.gateways):
+        for answer in map_waiting(ask, self.gateways):
             if isinstance(answer, CasZarrError):
                 failures.append(answer)
             else:
@@ -309,7 +310,13 @@ def _refuse(gateway: str, what: str, status: int) -> None:
 
 def _failed(key: str, failures: Sequence[CasZarrError]) -> CasZarrError:
     """Return the error that says most of why a name could not be resolved."""
-    kinds: tuple[type[CasZarrError], ...] = (FormatError, NotFoundError, RemoteError)
+    kinds = (
+        MissingDependencyError,
+        FormatError,
+        NotFoundError,
+        RemoteError,
+        InvalidArgumentError,
+    )
     kind = next((one for one in kinds if any(isinstance(f, one) for f in failures)), NotFoundError)
     told = "; ".join(dict.fromkeys(map(str, failures))) or "there was no gateway to ask"
     return kind(f"the ipns name {key} was not resolved: {told}")

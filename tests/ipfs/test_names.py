@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Barrier, Thread
 from typing import Any
 
 import pytest
@@ -54,11 +54,15 @@ def gateway() -> Iterator[Callable[..., str]]:
     """Return a function that starts a gateway which answers everything alike."""
     servers = []
 
-    def start(body: bytes = b"", *, status: int = 200, **headers: str) -> str:
+    def start(
+        body: bytes = b"", *, status: int = 200, together: Barrier | None = None, **headers: str
+    ) -> str:
         sent = {"content_type": "application/vnd.ipfs.ipns-record"} | headers
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                if together is not None:
+                    together.wait(10)  # for all others; without one of them nobody answers
                 self.send_response(status)
                 for key, value in sent.items():
                     self.send_header(key.replace("_", "-"), value)
@@ -231,6 +235,20 @@ def test_domains_are_not_verified(gateway: Callable[..., str]) -> None:
 def test_what_is_no_name(name: str) -> None:
     with pytest.raises(FormatError):
         resolve_ipns(name, gateways=["http://127.0.0.1:1"])
+
+
+def test_a_gateway_that_is_none_is_not_a_name_that_nobody_knows() -> None:
+    for url in ("ftp://127.0.0.1", "http://user:pa55@127.0.0.1"):
+        with pytest.raises(InvalidArgumentError) as caught:
+            resolve_ipns(str(NAME), gateways=[url])
+        assert "pa55" not in str(caught.value)
+
+
+def test_gateways_are_asked_all_at_once(gateway: Callable[..., str]) -> None:
+    """However few cores there are: silent ones must not wait for each other."""
+    together = Barrier(16)
+    urls = [gateway(signed(path("a"), number), together=together) for number in range(16)]
+    assert resolve_name(str(NAME), gateways=urls).sequence == 15
 
 
 def test_nobody_to_ask() -> None:
