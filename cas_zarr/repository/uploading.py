@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cas_zarr.blocks.base import BlockStore
 from cas_zarr.cid import CidBytes, CidLike, ReadableCids
-from cas_zarr.errors import InvalidArgumentError
+from cas_zarr.errors import BlockNotFoundError, InvalidArgumentError, NotFoundError
 from cas_zarr.repository.sending import Progress, send
 from cas_zarr.repository.subtrees import subtree_blocks
 
@@ -86,16 +87,31 @@ def upload_car(
         raise InvalidArgumentError("a car is uploaded to an address; to a node, publish")
     node = KuboNode(to, token=token, client=client)
     path = path.strip("/")
-    blocks, old = repo.blocks, None
-    if since is not None:
-        blocks, old = subtree_blocks(blocks, repo.resolve(since).root, path)
-    blocks, root = subtree_blocks(blocks, repo.resolve(version).root, path)
+    blocks, root = subtree_blocks(repo.blocks, repo.resolve(version).root, path)
+    old_blocks, old = _earlier(repo, since, path)
 
     def pinning(pieces: Iterable[bytes]) -> None:
         node.import_car(pieces, pin_roots=True)
 
-    below = (cid for cid in upward(blocks, root, since=old) if cid != root)
+    below = (cid for cid in upward(blocks, root, since=old, since_blocks=old_blocks) if cid != root)
     sent = send(node, blocks, below, progress=progress, upload=node.import_car)
     # The root comes in a car of its own: before it the service lacks what it would have to pin.
     last = send(node, blocks, [root], upload=pinning, roots=(root,))
+    if progress is not None:
+        progress(sent.blocks + last.blocks, sent.size + last.size)
     return UploadReport(root, sent.blocks + last.blocks, sent.size + last.size, node.location)
+
+
+def _earlier(
+    repo: Repository, since: CidLike | None, path: str
+) -> tuple[BlockStore | None, CidBytes | None]:
+    """Return the root of what the service has, and where it is read; none where it has no part."""
+    if since is None:
+        return None, None
+    found = repo.resolve(since).root
+    try:
+        return subtree_blocks(repo.blocks, found, path)
+    except BlockNotFoundError:
+        raise
+    except NotFoundError:
+        return None, None

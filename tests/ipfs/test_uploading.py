@@ -118,3 +118,21 @@ def test_the_token_is_demanded_and_never_shown(
         assert "wr0ng" not in str(caught.value)
         assert len(asked) == 1
         assert json.dumps(asked).find("wr0ng") == -1
+
+
+def test_a_part_that_is_new_is_sent_whole(kubo: Kubo, repo: Repository) -> None:  # noqa: F811
+    session = repo.session()
+    session.prepare()["new/note"] = b"a part that earlier versions lack"
+    session.commit("a new part")
+    with import_only(kubo.rpc) as (url, _):
+        told: list[tuple[int, int]] = []
+        done = upload_car(
+            repo,
+            to=url,
+            token=TOKEN,
+            path="new",
+            since="main~1",
+            progress=lambda *now: told.append(now),
+        )
+        assert KuboNode(kubo.rpc).is_pinned(done.cid)
+        assert told[-1] == (done.blocks, done.size)
