@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
-from cas_zarr.cid import format_cid
+from cas_zarr.cid import CidBytes, format_cid
 from cas_zarr.cli.options import json_option, repository_argument
 from cas_zarr.cli.output import count, counter, print_json, print_pairs, size_text
 from cas_zarr.cli.publishing import read_token
@@ -158,8 +157,8 @@ def pin_command(
     """
     from cas_zarr.repository.pinning import PinningService, pin_remote
 
-    token = read_token(token_file) if token_file else os.environ.get(_PINNING_TOKEN)
-    if not token:
+    token = read_token(token_file, _PINNING_TOKEN)
+    if token is None:
         raise InvalidArgumentError(
             f"pinning service {service} asks for a token; put it into {_PINNING_TOKEN}, or into a "
             "file for --token-file"
@@ -174,16 +173,13 @@ def pin_command(
             origins=origins,
             timeout=timeout,
         )
-    found = {
-        "cid": format_cid(pin.cid),
-        "state": pin.state,
-        "id": pin.request_id,
-        "name": pin.name,
-    }
+    state = {"state": pin.state, "id": pin.request_id, "name": pin.name}
     if as_json:
-        print_json({**found, "service": service, "delegates": list(pin.delegates)})
-    else:
-        print_pairs([pair for pair in found.items() if pair[1]])
+        delegates = list(pin.delegates)
+        print_json({**_head_json(pin.cid, service), **state, "delegates": delegates})
+        return
+    pairs = [("cid", format_cid(pin.cid)), *state.items()]
+    print_pairs([pair for pair in pairs if pair[1]])
 
 
 @command(
@@ -223,20 +219,18 @@ def upload_command(
         report = upload_car(
             repo, version, to=to, token=token, path=path, since=since, progress=progress
         )
-    cid = format_cid(report.cid)
+    head = _head_json(report.cid, report.location)
     if as_json:
-        print_json(
-            {
-                "cid": cid,
-                "url": f"ipfs://{cid}",
-                "service": report.location,
-                "blocks": report.blocks,
-                "bytes": report.size,
-            }
-        )
+        print_json({**head, "blocks": report.blocks, "bytes": report.size})
         return
     sent = f"{count(report.blocks, 'block')}, {size_text(report.size)}"
-    print_pairs([("cid", cid), ("url", f"ipfs://{cid}"), ("sent", sent)])
+    print_pairs([("cid", head["cid"]), ("url", head["url"]), ("sent", sent)])
+
+
+def _head_json(cid: CidBytes, service: str) -> dict[str, str]:
+    """Return what JSON of something that is at a service begins with."""
+    text = format_cid(cid)
+    return {"cid": text, "url": f"ipfs://{text}", "service": service}
 
 
 @command(

@@ -112,10 +112,10 @@ def publish_command(
     print_pairs(pairs)
 
 
-def read_token(file: str | None) -> str | None:
-    """Return the token in a file, or in the environment; None if there is none."""
+def read_token(file: str | None, variable: str = TOKEN) -> str | None:
+    """Return the token in a file, or in a variable of the environment; None if there is none."""
     if file is None:
-        return os.environ.get(TOKEN) or None
+        return os.environ.get(variable, "").strip() or None
     try:
         with open(file, encoding="utf-8") as stream:
             token = stream.read(_MAX_TOKEN).strip()

@@ -207,7 +207,7 @@ def test_a_token_is_sent_and_never_shown(
         words = ("--token-file", tmp_path / "token")
         monkeypatch.setenv("CAS_ZARR_IPFS_TOKEN", "of-the-environment")
     else:
-        monkeypatch.setenv("CAS_ZARR_IPFS_TOKEN", SECRET)
+        monkeypatch.setenv("CAS_ZARR_IPFS_TOKEN", f" {SECRET}\n")
     code, out, err = publish("--to", url, *words)
     assert code == 1
     assert set(shown) == {f"Bearer {SECRET}"}
