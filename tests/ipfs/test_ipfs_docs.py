@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from running import Kubo
 from test_docs import IPFS, VERSIONS, blocks, name_of, run
 
+import cas_zarr
 from cas_zarr.cid import format_cid
 from cas_zarr.repository.publishing import publish
 
@@ -53,3 +55,15 @@ def test_the_python_of_a_page_runs(
         if page != index or (line, code) != first(index):
             run_here(page, line, code)
     namespace.clear()
+
+
+@pytest.mark.parametrize("name", ["publishing.md", "names-and-pins.md"])
+def test_the_messages_of_a_page_are_those_of_the_program(name: str) -> None:
+    sources = "".join(file.read_text() for file in Path(cas_zarr.__file__).parent.rglob("*.py"))
+    texts = re.sub(r'"\n\s*f?"', "", sources)  # literals that go on in the next line
+    table = (IPFS / name).read_text().partition("## What can go wrong")[2]
+    rows = re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE)
+    assert len(rows) > 5
+    for row in rows:
+        for part in row.split("…"):
+            assert part.strip("`() ") in texts, f"{name} has {row!r}"
