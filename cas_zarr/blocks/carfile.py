@@ -47,7 +47,7 @@ from cas_zarr.codecs.car import (
 )
 from cas_zarr.codecs.carindex import MULTIHASH_INDEX_SORTED, decode_index, encode_index, index_codec
 from cas_zarr.codecs.carnote import MAX_NOTE, CarNote
-from cas_zarr.errors import BlockNotFoundError, CorruptBlockError, FormatError, InvalidCIDError
+from cas_zarr.errors import CorruptBlockError, FormatError, InvalidCIDError
 from cas_zarr.parallel import map_ordered
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class CarBlocks(ReadOnlyBlocks):
             raise
 
     def __repr__(self) -> str:
-        return f"CarBlocks({self.location!r}, {self._index.count} blocks)"
+        return f"CarBlocks({self._source.name!r}, {self._index.count} blocks)"
 
     def __len__(self) -> int:
         """Return how many sections the index has."""
@@ -163,7 +163,8 @@ class CarBlocks(ReadOnlyBlocks):
 
     @property
     def location(self) -> str:
-        return self._source.name
+        name = self._source.name
+        return name if self.note is None else f"{name}, which has {self.note.content()}"
 
     def _read(self, cid: CidBytes) -> bytes | None:
         key = cid[-KEY_SIZE:]
@@ -251,14 +252,6 @@ class CarBlocks(ReadOnlyBlocks):
 
     def close(self) -> None:
         self._source.close()
-
-    def _not_found(self, cid: CidBytes) -> BlockNotFoundError:
-        if self.note is None:
-            return super()._not_found(cid)
-        return BlockNotFoundError(
-            f"block {format_cid(cid)} is not in {self.location}, which has "
-            f"{self.note.content()}; read the rest where the file was made"
-        )
 
     # -- opening ----------------------------------------------------------------------------
 
@@ -390,12 +383,12 @@ class CarBlocks(ReadOnlyBlocks):
         """Make another index in place of one that led to another block."""
         if index is not self._claimed:
             raise CorruptBlockError(
-                f"block {format_cid(cid)} is not where it was in {self.location}: the file was "
+                f"block {format_cid(cid)} is not where it was in {self._source.name}: the file was "
                 "changed; open it anew"
             )
         if self._source.remote:
             raise CorruptBlockError(
-                f"the index of {self.location} leads to something else than block "
+                f"the index of {self._source.name} leads to something else than block "
                 f"{format_cid(cid)}; download the file, and open it with index=False"
             )
         with self._lock:
@@ -430,7 +423,8 @@ class CarBlocks(ReadOnlyBlocks):
             cid, begin, end = parse_section(data)
         if offset + end > self._payload:
             raise FormatError(
-                f"{self.location} is cut off: a section at {offset} has {end} bytes; fetch it again"
+                f"{self._source.name} is cut off: a section at {offset} has {end} bytes; fetch it "
+                "again"
             )
         if end > len(data):
             data += self._source.read_at(self._start + offset + len(data), end - len(data))

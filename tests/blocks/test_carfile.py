@@ -20,6 +20,8 @@ from cas_zarr.blocks.carfile import CarBlocks
 from cas_zarr.blocks.carlookup import WindowedIndex
 from cas_zarr.blocks.carsource import FIRST
 from cas_zarr.blocks.http import HttpClient
+from cas_zarr.blocks.memory import MemoryBlocks
+from cas_zarr.blocks.tiered import TieredBlocks
 from cas_zarr.cid import BLAKE3, DAG_CBOR, DAG_PB, RAW, SHA256, BytesLike, CidBytes, cid_of
 from cas_zarr.codecs.car import CarReader, CarWriter, encode_wrapper
 from cas_zarr.codecs.carindex import encode_index
@@ -359,6 +361,7 @@ def test_a_note_is_read_where_it_is_whole_and_first(tmp_path: Path) -> None:
                 writer.finish()
             with CarBlocks(path) as car:
                 assert car.note == found
+                assert car.location == f"{path}, which has the box [0:1] alone" or found is None
 
 
 def test_a_damaged_index_counts_as_none(tmp_path: Path) -> None:
@@ -471,6 +474,15 @@ def test_a_file_on_a_server_is_read_in_place(
         assert list(car.get_many(list(BLOCKS))) == list(BLOCKS.values())
         assert len(server.asked) - opening <= 3
         assert all(car.get(cid) == data for cid, data in list(BLOCKS.items())[-40:])
+
+
+def test_a_part_on_a_server_says_what_it_is(server: Server, tmp_path: Path) -> None:
+    note = CarNote(next(iter(BLOCKS)), None, "[0:1]")
+    server.data = write_car(tmp_path / "x.car", dict([note.to_block()]) | BLOCKS).read_bytes()
+    with CarBlocks(server.url) as car, TieredBlocks(MemoryBlocks(), [car]) as tier:
+        assert len(server.asked) == 2  # the note is in what was read anyway
+        with pytest.raises(BlockNotFoundError, match=r"x\.car, which has the box \[0:1\] alone"):
+            tier.get(cid_of(RAW, BLAKE3, b"elsewhere"))
 
 
 def test_a_short_file_is_one_request(server: Server, tmp_path: Path) -> None:
