@@ -68,8 +68,10 @@ class Objects:
         Empty, or with a ``/`` at its end.
     url : str
         The bucket and the prefix, without credentials.
+    server : str
+        The endpoint, where one was given.
     location : str
-        The same, and the endpoint where one was given, for messages.
+        The bucket and the endpoint, for messages.
     """
 
     def __init__(self, store: ObjectStore, prefix: str = "") -> None:
@@ -81,7 +83,8 @@ class Objects:
         self.store = store
         self.prefix = _checked_prefix(prefix)
         self.url = _url(store, self.prefix)
-        self.location = _location(store, self.url)
+        self.server = _server(store)
+        self.location = f"{self.url} at {self.server}" if self.server else self.url
         self._seen = False  # whether the bucket has shown that it is there
 
     def __repr__(self) -> str:
@@ -455,7 +458,7 @@ def _url(store: ObjectStore, prefix: str) -> str:
     config: dict[str, Any] = getattr(store, "config", None) or {}
     kind = type(store).__name__
     if kind == "MemoryStore":
-        return f"memory://{prefix}".rstrip("/") if prefix else "memory://"
+        return f"memory://obstore-{id(store):x}/{prefix}".rstrip("/")
     if kind == "LocalStore":
         root = os.path.abspath(str(getattr(store, "prefix", None) or "/"))
         return f"file://{root.rstrip('/')}/{prefix}".rstrip("/")
@@ -467,11 +470,10 @@ def _url(store: ObjectStore, prefix: str) -> str:
     return f"{scheme}://" + "/".join(part for part in parts if part)
 
 
-def _location(store: ObjectStore, url: str) -> str:
-    """Return where the objects are, with the endpoint where one was given."""
+def _server(store: ObjectStore) -> str:
     config: dict[str, Any] = getattr(store, "config", None) or {}
     endpoint = config.get("endpoint") or config.get("aws_endpoint_url_s3")
-    return f"{url} at {_without_user(str(endpoint))}" if endpoint else url
+    return _without_user(str(endpoint)) if endpoint else ""
 
 
 def _without_user(url: str) -> str:

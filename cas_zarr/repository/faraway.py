@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit
 
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.cache import MEMORY_LIMIT, Cache, RecentBlocks, open_cache
+from cas_zarr.blocks.objects import Objects, open_object_store
 from cas_zarr.blocks.readonly import Overlaid
 from cas_zarr.blocks.tiered import Behind, TieredBlocks
 from cas_zarr.cid import (
@@ -52,6 +53,8 @@ from cas_zarr.tree.shards import TreeReader
 from cas_zarr.tree.view import TreeView
 
 if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
     from cas_zarr.blocks.ipfsnode import IpfsNode
 
 __all__ = [
@@ -61,6 +64,8 @@ __all__ = [
     "Faraway",
     "NodeLike",
     "Sources",
+    "content_blocks",
+    "fixed_location",
     "open_faraway",
 ]
 
@@ -98,12 +103,18 @@ class Sources:
         machine memory.
     memory : int
         Bytes that are kept where there is no cache on disk.
+    storage_options : mapping, optional
+        For object storage, as `cas_zarr.blocks.objects.open_object_store` takes them.
+    store : obstore store, optional
+        One that was given in place of a URL; it is what its own URL means.
     """
 
     gateways: tuple[str, ...] | None = None
     node: NodeLike | None = None
     cache: Cache = None
     memory: int = field(default=MEMORY_LIMIT, repr=False)
+    storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
+    store: ObjectStore | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -111,6 +122,7 @@ class Sources:
         gateways: str | Sequence[str] | None = None,
         node: NodeLike | None = None,
         cache: Cache = None,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> Sources:
         """Return the record for what a caller gave, checked.
 
@@ -119,6 +131,11 @@ class Sources:
         InvalidArgumentError
             If a gateway or the node is none, or the cache would lie in a repository.
         """
+        if storage_options is not None and not isinstance(storage_options, Mapping):
+            raise InvalidArgumentError(
+                "storage_options are a mapping of names to values, not a "
+                f"{type(storage_options).__name__}"
+            )
         if gateways is not None:
             gateways = (gateways,) if isinstance(gateways, str) else tuple(gateways)
             for url in gateways:
@@ -126,7 +143,8 @@ class Sources:
         folder = cache[0] if isinstance(cache, tuple) and cache else cache
         if isinstance(folder, (str, os.PathLike)):
             _check_cache(Path(os.path.abspath(os.fspath(folder))))
-        sources = cls(gateways, None if node is False else node, cache)
+        options = None if storage_options is None else dict(storage_options)
+        sources = cls(gateways, None if node is False else node, cache, storage_options=options)
         sources.open_node()
         return sources
 
@@ -146,6 +164,15 @@ class Sources:
         """Return the gateways to ask, `first` before the others."""
         known = (LOCAL_GATEWAY, *PUBLIC_GATEWAYS) if self.gateways is None else self.gateways
         return tuple(dict.fromkeys((first, *known) if first else known))
+
+    def given(self, location: object) -> Objects | None:
+        """Return the objects of the store that was given, if that is what a location means."""
+        objects = None if self.store is None else Objects(self.store)
+        return objects if objects is not None and objects.url == location else None
+
+    def objects(self, url: str) -> Objects:
+        """Return the objects of a bucket, below the prefix that its URL has."""
+        return open_object_store(url, **(self.storage_options or {}))
 
     def keep(self, urls: Sequence[str]) -> BlockStore:
         """Return the place for what is fetched from some addresses."""
@@ -208,9 +235,9 @@ def open_faraway(location: Location, sources: Sources) -> Faraway:
         return _open_server(location, sources)
     if location.kind == "car":
         return _open_car(location, sources)
-    fixed = _resolved(location, sources) if location.kind == "ipns" else location
+    fixed = fixed_location(location, sources)
     cid = _checked_root(fixed)
-    blocks = _content_blocks(fixed, sources)
+    blocks = content_blocks(fixed, sources)
     refs = FixedRefs(fixed.text, partial(_branches, blocks, cid, fixed))
     return Faraway(location.text, fixed.text, refs, blocks, hash_of(cid))
 
@@ -229,7 +256,10 @@ def _checked_root(location: Location) -> CidBytes:
     return cid
 
 
-def _resolved(location: Location, sources: Sources) -> Location:
+def fixed_location(location: Location, sources: Sources) -> Location:
+    """Return what a location of IPFS stands for now: of a name a CID, with a path perhaps."""
+    if location.kind != "ipns":
+        return location
     from cas_zarr.blocks.http import HttpClient
     from cas_zarr.repository.ipns import resolve_ipns
 
@@ -254,7 +284,8 @@ def _resolved(location: Location, sources: Sources) -> Location:
 # -- blocks -----------------------------------------------------------------------------------
 
 
-def _content_blocks(location: Location, sources: Sources) -> _Beside:
+def content_blocks(location: Location, sources: Sources) -> _Beside:
+    """Return the blocks behind the location of a CID; nothing is asked yet."""
     gateways = sources.all_gateways(location.gateway)
     behind: list[Behind] = []
     urls = list(gateways)
@@ -284,6 +315,8 @@ def _gateway_blocks(urls: Sequence[str]) -> BlockStore:
 
 
 def _is_here(url: str) -> bool:
+    if url.startswith(("memory:", "file:")):
+        return True
     host = urlsplit(url).hostname or ""
     with suppress(ValueError):
         return host == "localhost" or ip_address(host).is_loopback

@@ -4,6 +4,7 @@
 
     weather.cas, file:///data/weather.cas   a folder
     memory://name                           in this process
+    s3://bucket/prefix, gs://…, az://…      in object storage
     ipfs://CID, ipfs://CID/path             a root, a commit, or a directory of Zarr files
     ipns://NAME                             what a name stands for
     http://host/ipfs/CID                    the same, from that gateway first
@@ -42,16 +43,18 @@ __all__ = [
 MEMORY = "memory://"
 
 FORMS: Final = (
-    "a path, memory://name, ipfs://CID, ipns://NAME, http(s)://host/ipfs/CID, http(s)://host:port "
-    "of a served repository, or a .car file (path or address)"
+    "a path, memory://name, s3://bucket/prefix (or gs, az), ipfs://CID, ipns://NAME, "
+    "http(s)://host/ipfs/CID, http(s)://host:port of a served repository, or a .car file (path or "
+    "address)"
 )
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,19}):/{0,3}(?=[^/\\]|$)")
-_KNOWN: Final = ("file", "memory", "ipfs", "ipns", "http", "https")
+_BUCKETS: Final = ("s3", "s3a", "gs", "az", "abfs", "abfss")
+_KNOWN: Final = ("file", "memory", "ipfs", "ipns", "http", "https", *_BUCKETS)
 _IN_GATEWAY: Final = re.compile(r"((?:/[^/]+)*?)/(ipfs|ipns)/(.+)", re.DOTALL)
 _MAX_LOCATION: Final = 8192
 
-Kind: TypeAlias = Literal["folder", "memory", "ipfs", "ipns", "car", "server"]
+Kind: TypeAlias = Literal["folder", "memory", "bucket", "ipfs", "ipns", "car", "server"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class Location:
     @property
     def remote(self) -> bool:
         """Whether reading takes a network."""
-        return self.kind in ("ipfs", "ipns", "server") or (
+        return self.kind in ("bucket", "ipfs", "ipns", "server") or (
             self.kind == "car" and self.text.startswith(("http://", "https://"))
         )
 
@@ -102,7 +105,7 @@ def parse_location(location: str | os.PathLike[str]) -> Location:
         return Location("memory", text)
     found = _SCHEME.match(text)
     scheme = found[1].lower() if found else ""
-    if scheme in ("ipfs", "ipns", "http", "https") or (scheme and "://" in text[: len(scheme) + 3]):
+    if scheme in _KNOWN[2:] or (scheme and "://" in text[: len(scheme) + 3]):
         if not text.lower().startswith(f"{scheme}://") or scheme not in _KNOWN:
             raise _no_location(text)
         text = f"{scheme}://{text[len(scheme) + 3 :]}"
@@ -110,6 +113,8 @@ def parse_location(location: str | os.PathLike[str]) -> Location:
         return _content(text, scheme, text[len(scheme) + 3 :], "")
     if scheme in ("http", "https"):
         return _address(text)
+    if scheme in _BUCKETS:
+        return _bucket(text)
     path = path_of(text)
     if not os.path.exists(path) and isinstance(location, str) and looks_like_cid(text):
         raise InvalidArgumentError(f"{text!r} is a cid; write ipfs://{text} to open it")
@@ -136,6 +141,24 @@ def _content(text: str, kind: str, rest: str, gateway: str) -> Location:
             raise InvalidArgumentError(f"{text!r} names no cid: {error}") from None
         return Location("ipfs", shown, name, path, gateway)
     return Location("ipns", shown, name, path, gateway)
+
+
+def _bucket(text: str) -> Location:
+    try:
+        parts = urlsplit(text)
+        secret = parts.password
+    except ValueError:
+        raise _no_location(text) from None
+    if secret is not None:
+        raise InvalidArgumentError(
+            f"an address of {parts.hostname} has a key in it, which would be shown in messages; "
+            "give it in storage_options"
+        )
+    path = parts.path.strip("/")
+    inner = path.split("/") if path else []
+    if not parts.netloc or parts.query or parts.fragment or {"", ".", ".."} & set(inner):
+        raise _no_location(text)
+    return Location("bucket", f"{parts.scheme}://{parts.netloc}" + f"/{path}" * bool(path))
 
 
 def _address(text: str) -> Location:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from cas_zarr.blocks.base import BlockStore
+from cas_zarr.blocks.fronted import FrontedBlocks
 from cas_zarr.blocks.tiered import TieredBlocks
 from cas_zarr.errors import CasZarrError, ConflictError, FormatError, InvalidArgumentError
 from cas_zarr.repository.faraway import Sources
@@ -36,6 +37,7 @@ __all__ = [
     "open_remote",
     "remove_remote",
     "set_parts",
+    "stored_blocks",
 ]
 
 ORIGIN = "origin"
@@ -221,6 +223,12 @@ def blocks_for(refs: Refs, local: BlockStore, *, sources: Sources | None = None)
 def local_blocks(blocks: BlockStore) -> BlockStore:
     """Return the blocks that are really here."""
     return blocks.local if isinstance(blocks, TieredBlocks) else blocks
+
+
+def stored_blocks(blocks: BlockStore) -> BlockStore:
+    """Return the blocks that are really here, and not what a cache has of them."""
+    local = local_blocks(blocks)
+    return local.behind if isinstance(local, FrontedBlocks) else local
 
 
 def _blocks_of(location: str, sources: Sources | None) -> BlockStore:

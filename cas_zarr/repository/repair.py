@@ -21,7 +21,7 @@ from cas_zarr.blocks.packcheck import PackCheck, salvage
 from cas_zarr.cid import CidBytes, format_cid
 from cas_zarr.errors import CasZarrError, InvalidArgumentError, ReadOnlyError
 from cas_zarr.repository.damage import Damage, VerifyReport
-from cas_zarr.repository.remotes import local_blocks
+from cas_zarr.repository.remotes import stored_blocks
 from cas_zarr.repository.verify import check_packs, verify
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def repair(
     """
     from cas_zarr.repository.repository import Repository
 
-    blocks = local_blocks(repo.blocks)
+    blocks = stored_blocks(repo.blocks)
     if repo.read_only or blocks.read_only:
         raise ReadOnlyError(f"{repo.location} is open for reading only and cannot be repaired")
     if isinstance(source, BlockStore):

@@ -21,6 +21,7 @@ from cas_zarr.errors import (
     InvalidArgumentError,
     ReadOnlyError,
 )
+from cas_zarr.repository.base import Address
 from cas_zarr.repository.faraway import NodeLike, Sources
 from cas_zarr.repository.guard import Guard
 from cas_zarr.repository.placing import Placer
@@ -149,7 +150,7 @@ def copy_tree(
 
 def clone(
     source: Place,
-    target: str | os.PathLike[str],
+    target: Address,
     *,
     branches: Iterable[str] | None = None,
     paths: str | Sequence[str | Part] | None = None,
@@ -157,6 +158,7 @@ def clone(
     author: str = "",
     gateways: str | Sequence[str] | None = None,
     node: NodeLike | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Repository:
     """Make a repository that has the versions of another one.
@@ -168,7 +170,7 @@ def clone(
     Parameters
     ----------
     source : path, address or Repository
-    target : path or address
+    target : path, address or obstore store
         Where nothing is yet, or what an earlier clone from the same source has left.
     branches : iterable of str, optional
         Only these, and the tags of their histories; all branches and tags by default.
@@ -182,6 +184,8 @@ def clone(
         Who commits in the clone.
     gateways, node
         Where blocks of IPFS are looked for, as for `Repository.open`.
+    storage_options : mapping, optional
+        For object storage at either end, as for `Repository.open`.
     progress : callable, optional
         Called with the blocks and the bytes that have been copied.
 
@@ -195,12 +199,17 @@ def clone(
     from cas_zarr.repository.repository import Repository
 
     parts = parse_parts(paths)
-    sources = Sources.of(gateways, node)
+    sources = Sources.of(gateways, node, storage_options=storage_options)
     with _opened(source, sources) as origin:
         chosen = _branches_of(origin, branches)
-        target = os.fspath(target)
         made = Repository.open(
-            target, create=True, hash=origin.hash, author=author, gateways=gateways, node=node
+            target,
+            create=True,
+            hash=origin.hash,
+            author=author,
+            gateways=gateways,
+            node=node,
+            storage_options=storage_options,
         )
         try:
             _claim(made, origin, parts)
@@ -222,7 +231,7 @@ def clone(
                 placer.begin(name, _as_cloned(origin, record), why=f"clone {origin.location}")
         finally:
             made.close()
-    return Repository.open(target, author=author, gateways=gateways, node=node)
+    return Repository.open_from(made.location, made.sources, read_only=False, author=author)
 
 
 def fetch(
@@ -399,7 +408,8 @@ def push(
     commits = {name: _commit_of(repo, name) for name in names}
     named = {name: _commit_of(repo, name, tag=True) for name in dict.fromkeys(tags)}
     remote = _remote_for(repo, target)
-    with _opened(target if remote is None else remote.location) as there:
+    place = target if remote is None else remote.location
+    with _opened(place, repo.sources, read_only=False) as there:
         _check_writable(there)
         placer = Placer(there, "push")
         own = Commits(repo.blocks, repo.refs)
@@ -638,15 +648,18 @@ def _location(place: Place) -> str:
 
 
 @contextmanager
-def _opened(place: Place, sources: Sources | None = None) -> Iterator[Repository]:
-    """Open a place, for reading with the sources given, and for writing without."""
+def _opened(place: Place, sources: Sources, *, read_only: bool = True) -> Iterator[Repository]:
+    """Open a place, with the sources that another one has."""
     from cas_zarr.repository.repository import Repository
 
     if not isinstance(place, (str, os.PathLike)):
         yield place
         return
     location = os.fspath(place)
-    found = Repository.open(location) if sources is None else open_remote(location, sources=sources)
+    if read_only:
+        found = open_remote(location, sources=sources)
+    else:
+        found = Repository.open_from(location, sources, read_only=False)
     try:
         yield found
     finally:

@@ -32,7 +32,7 @@ from cas_zarr.repository.folder import MARKER, FolderRefs, read_marker
 from cas_zarr.repository.guard import CollectionRecord
 from cas_zarr.repository.records import Branch, Tag
 from cas_zarr.repository.refs import Refs
-from cas_zarr.repository.remotes import get_remote, local_blocks
+from cas_zarr.repository.remotes import get_remote, stored_blocks
 from cas_zarr.repository.versions import resolve
 
 __all__ = ["Box", "Damage", "HurtArray", "Progress", "VerifyReport", "check_packs", "verify"]
@@ -98,7 +98,7 @@ def verify(
     path = path.strip("/")
     if path and version is None:
         raise InvalidArgumentError(f"give the version whose node {path!r} is to be checked")
-    local = local_blocks(blocks)
+    local = stored_blocks(blocks)
     run = _Run(local, refs, signatures or allowed is not None, allowed)
     suspects = None
     if isinstance(local, LocalBlocks) and (version is None if packs is None else packs):

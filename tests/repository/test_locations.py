@@ -53,10 +53,17 @@ SOME = format_cid(cid_of(0x0129, BLAKE3, b"{}"))
         ("https://h/x.car", "car", "https://h/x.car", "", ""),
         ("https://h/x.car?sig=1", "car", "https://h/x.car?sig=1", "", ""),
         ("memory://x", "memory", "memory://x", "", ""),
+        ("s3://bucket", "bucket", "s3://bucket", "", ""),
+        ("S3://bucket/some/where/", "bucket", "s3://bucket/some/where", "", ""),
+        ("gs://bucket/x", "bucket", "gs://bucket/x", "", ""),
+        ("abfss://box@me.dfs.core.windows.net/x", "bucket", None, "", ""),
     ],
 )
-def test_what_an_address_means(text: str, kind: str, shown: str, path: str, gateway: str) -> None:
+def test_what_an_address_means(
+    text: str, kind: str, shown: str | None, path: str, gateway: str
+) -> None:
     found = parse_location(text)
+    shown = text if shown is None else shown
     assert (found.kind, found.text, found.path, found.gateway) == (kind, shown, path, gateway)
     assert found.remote is (kind != "memory")
 
@@ -84,7 +91,12 @@ def test_what_a_path_means(tmp_path: Path) -> None:
         f"ipfs://{SOME}?format=raw",
         f"ipfs://{SOME}/../a",
         "ipfs://",
-        "s3://bucket/prefix",
+        "s4://bucket/prefix",
+        "s3://",
+        "s3:bucket",
+        "s3://bucket/a/../b",
+        "s3://bucket/a//b",
+        "s3://bucket/a?b",
     ],
 )
 def test_typos_are_told_what_there_is(text: str) -> None:
@@ -100,8 +112,13 @@ def test_other_addresses_that_mean_nothing() -> None:
     with pytest.raises(InvalidArgumentError, match="password") as caught:
         parse_location("https://user:secret@h/x.car")
     assert "secret" not in str(caught.value)
+    with pytest.raises(InvalidArgumentError, match="storage_options") as caught:
+        parse_location("s3://key:secret@bucket/x")
+    assert "secret" not in str(caught.value)
     with pytest.raises(InvalidArgumentError, match="gateway"):
         Sources.of(gateways=["example.org"])
+    with pytest.raises(InvalidArgumentError, match="storage_options are a mapping"):
+        Sources.of(storage_options=[("endpoint", "x")])  # type: ignore[arg-type]
     for gateway in ("http://[", "http://", "http://user:secret@h", "http://h?x", "http://h /", ""):
         with pytest.raises(InvalidArgumentError) as caught:
             Sources.of(gateways=gateway)
