@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+import socket
+import struct
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -41,7 +43,7 @@ _CORS: Final = {
         "Etag, X-Ipfs-Path, X-Ipfs-Roots"
     ),
 }
-_DONE: Final = object()
+_PIECE: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,72 +161,79 @@ async def _handle(web: Any, state: State, request: Any) -> Any:
     if state.slots is None:  # made here, so that it belongs to the loop that runs
         state.slots = asyncio.Semaphore(state.limits.requests)
     if request.method == "OPTIONS":
-        return await _send_whole(web, state, request, Reply(204, {}))
+        return await _send(web, state, request, Reply(204, {}))
     if request.method not in ("GET", "HEAD"):
         text = b"this gateway is for reading only: GET, HEAD and OPTIONS\n"
         headers = {"Allow": "GET, HEAD, OPTIONS", "Content-Type": "text/plain; charset=utf-8"}
-        return await _send_whole(web, state, request, Reply(405, headers, text))
+        return await _send(web, state, request, Reply(405, headers, text))
     try:
         await asyncio.wait_for(state.slots.acquire(), state.limits.queue)
     except TimeoutError:
         text = b"too many requests at once; come again\n"
         headers = {"Retry-After": "1", "Content-Type": "text/plain; charset=utf-8"}
-        return await _send_whole(web, state, request, Reply(503, headers, text))
+        return await _send(web, state, request, Reply(503, headers, text))
     try:
-        return await _answer(web, state, request)
+        loop = asyncio.get_running_loop()
+        asked = _asked(request)
+        reply, first = await loop.run_in_executor(state.pool, _begin, state.gateway, asked)
+        return await _send(web, state, request, reply, first)
     finally:
         state.slots.release()
 
 
-async def _answer(web: Any, state: State, request: Any) -> Any:
-    loop = asyncio.get_running_loop()
-    reply, first = await loop.run_in_executor(state.pool, _begin, state.gateway, _asked(request))
-    if isinstance(reply.body, (bytes, memoryview)):
-        return await _send_whole(web, state, request, reply)
+async def _send(
+    web: Any, state: State, request: Any, reply: Reply, first: bytes | memoryview | None = None
+) -> Any:
+    """Send an answer, a piece at a time; `first` is that of a body which is made as it is sent."""
     response = web.StreamResponse(status=reply.status, headers={**reply.headers, **_CORS})
-    if reply.length is not None:
+    if reply.status not in (204, 304):
         response.content_length = reply.length
-    pieces: Iterator[bytes | memoryview] = reply.body
-    piece: Any = first
+    patience = state.limits.patience
     try:
         await response.prepare(request)
-        while piece is not _DONE:
-            await asyncio.wait_for(response.write(piece), state.limits.patience)
-            piece = await loop.run_in_executor(state.pool, next, pieces, _DONE)
-        await asyncio.wait_for(response.write_eof(), state.limits.patience)
+        if request.method != "HEAD":
+            async for piece in _pieces(state, reply, first):
+                await asyncio.wait_for(response.write(piece), patience)
+        await asyncio.wait_for(response.write_eof(), patience)
     except (CasZarrError, TimeoutError, OSError) as error:
         # A part must never be taken for the whole: the connection ends without the end of a body.
         _log.warning("cut off the answer to %s: %s", request.path_qs[:200], error)
-        if request.transport is not None:
-            request.transport.abort()
+        _cut(request.transport)
     return response
 
 
-async def _send_whole(web: Any, state: State, request: Any, reply: Reply) -> Any:
-    headers = {**reply.headers, **_CORS}
-    head = request.method == "HEAD"
-    if reply.length is not None and head:
-        headers["Content-Length"] = str(reply.length)
-    body = None if head or reply.status in (204, 304) else bytes(reply.body)  # type: ignore[arg-type]
-    response = web.Response(status=reply.status, headers=headers, body=body)
-    try:
-        await response.prepare(request)
-        await asyncio.wait_for(response.write_eof(), state.limits.patience)
-    except (TimeoutError, OSError):
-        if request.transport is not None:
-            request.transport.abort()
-    return response
+async def _pieces(
+    state: State, reply: Reply, first: bytes | memoryview | None
+) -> AsyncIterator[bytes | memoryview]:
+    body: Any = reply.body
+    if isinstance(body, (bytes, memoryview)):
+        for start in range(0, len(body), _PIECE):
+            yield body[start : start + _PIECE]
+        return
+    loop, piece = asyncio.get_running_loop(), first
+    while piece is not None:
+        yield piece
+        piece = await loop.run_in_executor(state.pool, next, body, None)
 
 
-def _begin(gateway: Gateway, asked: Asked) -> tuple[Reply, Any]:
+def _cut(transport: Any) -> None:
+    """End a connection by a reset: to a client of HTTP/1.0 any other end is that of the body."""
+    if transport is None:
+        return
+    if (connection := transport.get_extra_info("socket")) is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+def _begin(gateway: Gateway, asked: Asked) -> tuple[Reply, bytes | memoryview | None]:
     """Return the answer and its first piece: what fails until then can still be told."""
     reply = gateway.answer(asked)
     if isinstance(reply.body, (bytes, memoryview)):
-        return reply, b""
+        return reply, None
     try:
-        return reply, next(reply.body, _DONE)
+        return reply, next(reply.body, None)
     except CasZarrError as error:
-        return gateway.failed(error), b""
+        return gateway.failed(error), None
 
 
 def _asked(request: Any) -> Asked:

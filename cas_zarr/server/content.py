@@ -27,7 +27,6 @@ from cas_zarr.cid import (
     codec_of,
     format_cid,
 )
-from cas_zarr.codecs.unixfsdir import decode_directory, position
 from cas_zarr.consolidated import Consolidation, is_composed
 from cas_zarr.errors import FormatError, InvalidKeyError, NotFoundError
 from cas_zarr.mapping import CASMapping
@@ -35,7 +34,7 @@ from cas_zarr.repository.refs import Branch, Refs
 from cas_zarr.repository.versions import resolve, root_of
 from cas_zarr.server.dags import decode_block, get_block, inline
 from cas_zarr.server.negotiation import HttpError
-from cas_zarr.tree.directories import open_entry, resolve_path
+from cas_zarr.tree.directories import find_name, open_entry
 from cas_zarr.tree.node import ROOT_TYPE
 from cas_zarr.tree.shards import TreeReader
 from cas_zarr.tree.values import read_value
@@ -188,14 +187,9 @@ def follow(
     """
     if len(names) > _MAX_NAMES:
         raise HttpError(400, f"a path has at most {_MAX_NAMES} names")
-    for _ in range(_MAX_NAMES + 1):  # a link at a time
+    while names:  # a link at a time
         codec = codec_of(cid)
-        if codec in (DAG_PB, RAW) or not names:
-            try:
-                return _unixfs(blocks, cid, names)
-            except (FormatError, NotFoundError):  # a dataset or a document may lie in a directory
-                if not names:
-                    raise
+        if codec in (DAG_PB, RAW):
             cid, names = _named(blocks, cid, names[0]), names[1:]
             continue
         value = decode_block(cid, get_block(blocks, cid))
@@ -209,37 +203,26 @@ def follow(
         if found is None:
             raise NotFoundError(f"{format_cid(cid)} has no link at {'/'.join(names)[:200]!r}")
         cid, names = found, names[used:]
-    raise NotFoundError("the path leads through too many links")
+    return _end(blocks, cid)
 
 
-def _unixfs(blocks: BlockStore, cid: CidBytes, names: Sequence[str]) -> Target:
-    if not names and codec_of(cid) not in (DAG_PB, RAW):
+def _end(blocks: BlockStore, cid: CidBytes) -> Target:
+    """Return what a CID is itself."""
+    if codec_of(cid) not in (DAG_PB, RAW):
         return _block(blocks, cid)
     try:
-        entry = resolve_path(blocks, cid, "/".join(names)) if names else open_entry(blocks, cid)
+        entry = open_entry(blocks, cid)
     except FormatError:
-        if names:
-            raise
         return _block(blocks, cid)
     return Target(entry.kind, entry.cid, entry.size, format_cid(entry.cid))
 
 
 def _named(blocks: BlockStore, cid: CidBytes, name: str) -> CidBytes:
     """Return what has a name in a directory, whatever it is."""
-    node = decode_directory(get_block(blocks, cid))
-    fanout, level = node.fanout, 0
-    while True:
-        place = position(name, level, fanout) if fanout else 0
-        for entry in node.entries:
-            if entry.name == name:
-                return entry.cid
-            if fanout and entry.name is None and entry.place == place:
-                node, level = decode_directory(get_block(blocks, entry.cid)), level + 1
-                break
-        else:
-            raise NotFoundError(f"there is no {name[:200]!r} in {format_cid(cid)}")
-        if node.fanout != fanout:
-            raise FormatError(f"the shards of {format_cid(cid)} do not fit together")
+    found = find_name(blocks, cid, name)
+    if found is None:
+        raise NotFoundError(f"there is no {name[:200]!r} in {format_cid(cid)}")
+    return found
 
 
 def _block(blocks: BlockStore, cid: CidBytes) -> Target:

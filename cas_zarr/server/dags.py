@@ -186,10 +186,13 @@ def entity_blocks(
     blocks: BlockStore,
     cid: CidBytes,
     entity: tuple[int, int | None] | None = None,
+    *,
+    dups: bool = False,
 ) -> Iterator[tuple[CidBytes, bytes]]:
     """Yield the blocks that show what a CID is: those of a file, of a range of it, of a directory.
 
-    For anything that is no UnixFS it is the block alone.
+    For anything that is no UnixFS it is the block alone. What is below a block is walked once, or a
+    few blocks that link each other often would never come to an end.
 
     Parameters
     ----------
@@ -197,6 +200,8 @@ def entity_blocks(
     cid : CidBytes
     entity : (int, int or None), optional
         First and last byte that are wanted of a file, negative from its end; None is the end.
+    dups : bool
+        Whether what is linked twice is walked and yielded each time.
     """
     data = get_block(blocks, cid)
     yield cid, data
@@ -207,13 +212,13 @@ def entity_blocks(
     except FormatError:  # a node of others: it stands for itself
         return
     if kind == "file":
-        yield from _file(blocks, data, entity)
+        yield from _file(blocks, data, entity, dups)
     elif kind == "shard":
-        yield from _shards(blocks, data)
+        yield from _shards(blocks, data, dups)
 
 
 def _file(
-    blocks: BlockStore, data: bytes, entity: tuple[int, int | None] | None
+    blocks: BlockStore, data: bytes, entity: tuple[int, int | None] | None, dups: bool
 ) -> Iterator[tuple[CidBytes, bytes]]:
     top = decode_file_node(data)
     start, stop = 0, top.size
@@ -225,12 +230,17 @@ def _file(
         if start >= stop:
             return
     stack = [_children(data, 0, start, stop)]
+    whole: set[CidBytes] = set()
     while stack:
         found = next(stack[-1], None)
         if found is None:
             stack.pop()
             continue
-        child, offset = found
+        child, offset, size = found
+        if child in whole:
+            continue
+        if not dups and start <= offset and offset + size <= stop:
+            whole.add(child)  # nothing of it is left out, so another time shows nothing more
         block = get_block(blocks, child)
         yield child, block
         if codec_of(child) == DAG_PB:
@@ -239,23 +249,30 @@ def _file(
             stack.append(_children(block, offset, start, stop))
 
 
-def _children(data: bytes, offset: int, start: int, stop: int) -> Iterator[tuple[CidBytes, int]]:
-    """Yield the children of a file node that hold some of the bytes, and where they begin."""
+def _children(
+    data: bytes, offset: int, start: int, stop: int
+) -> Iterator[tuple[CidBytes, int, int]]:
+    """Yield the children of a file node that hold some of the bytes, where they begin, how many."""
     node = decode_file_node(data)
     offset += len(node.data)
     for child, size in zip(node.links, node.sizes, strict=True):
         if offset < stop and start < offset + size:
-            yield child, offset
+            yield child, offset, size
         offset += size
 
 
-def _shards(blocks: BlockStore, data: bytes) -> Iterator[tuple[CidBytes, bytes]]:
+def _shards(blocks: BlockStore, data: bytes, dups: bool) -> Iterator[tuple[CidBytes, bytes]]:
     stack = [_inner(data)]
+    walked: set[CidBytes] = set()
     while stack:
         cid = next(stack[-1], None)
         if cid is None:
             stack.pop()
             continue
+        if cid in walked:
+            continue
+        if not dups:
+            walked.add(cid)
         block = get_block(blocks, cid)
         yield cid, block
         if len(stack) > 64:

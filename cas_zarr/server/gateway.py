@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote, urlencode
 
@@ -34,6 +35,7 @@ from cas_zarr.errors import (
     InvalidKeyError,
     NotFoundError,
     StorageError,
+    VersionNotFoundError,
 )
 from cas_zarr.repository.remotes import local_blocks
 from cas_zarr.repository.webrefs import describe_refs
@@ -51,6 +53,7 @@ from cas_zarr.server.negotiation import (
     choose_format,
     matches_etag,
 )
+from cas_zarr.tree.keys import DOCUMENTS
 
 if TYPE_CHECKING:
     from cas_zarr.repository.repository import Repository
@@ -81,13 +84,18 @@ class Reply:
     Attributes
     ----------
     length : int or None
-        Bytes of the body where they are known before they are made.
+        Bytes of the body where they are known before they are made; also of one that HEAD leaves
+        out.
     """
 
     status: int
     headers: dict[str, str]
     body: bytes | memoryview | Iterator[bytes | memoryview] = b""
-    length: int | None = field(default=None)
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.length is None and isinstance(self.body, (bytes, memoryview)):
+            self.length = len(self.body)
 
 
 class Gateway:
@@ -133,8 +141,9 @@ class Gateway:
         if isinstance(error, CorruptBlockError):
             return _refusal(HttpError(500, "a block that this leads to is damaged; run verify"))
         if isinstance(error, StorageError):
-            return _refusal(HttpError(500, "the place that holds the blocks cannot be read"))
-        return _refusal(HttpError(404, "what this leads to cannot be read as what it says"))
+            text = "a block that this leads to is not here, or cannot be read; the log says which"
+            return _refusal(HttpError(502, text))
+        return _refusal(HttpError(500, "what this leads to cannot be read as what it says"))
 
     def _answer(self, asked: Asked) -> Reply:
         if len(asked.path) > MAX_PATH:
@@ -166,8 +175,14 @@ class Gateway:
         return Reply(304, headers) if matches_etag(asked, etag) else Reply(200, headers, data)
 
     def _zarr(self, asked: Asked, version: str, key: str) -> Reply:
-        root = self._versions.root_named(self._repo.refs, self.blocks, version)
-        target = self._versions.key(self.blocks, root, key)
+        with _all_here():
+            try:
+                root = self._versions.root_named(self._repo.refs, self.blocks, version)
+            except VersionNotFoundError:
+                # whoever has read its documents already must not take this for an empty chunk
+                status = 404 if key.rpartition("/")[2] in DOCUMENTS else 410
+                raise HttpError(status, "there is no such version") from None
+            target = self._versions.key(self.blocks, root, key)
         if target is None:
             raise HttpError(404, "this version has no such key")
         headers = {"Cache-Control": MUTABLE, "X-Ipfs-Roots": format_cid(root)}
@@ -183,12 +198,15 @@ class Gateway:
         if asked.headers.get("service-worker", "").strip() == "script":
             raise HttpError(400, "no service worker is registered here")
         wanted, parameters = choose_format(asked)
+        negotiated = "format" not in asked.query
         names = path[:-1] if path and not path[-1] else path
         if not all(names):
             raise HttpError(400, "a path has no empty names")
-        self._look(asked, cid)
+        self._look(asked, cid, below=bool(names) and wanted not in ("raw", "car"))
         headers = {"Cache-Control": IMMUTABLE, "X-Ipfs-Path": asked.path}
-        if wanted in ("raw", "car") and "format" not in asked.query:
+        if negotiated:
+            headers["Vary"] = "Accept"
+        if negotiated and wanted in ("raw", "car"):
             query = urlencode({**asked.query, "format": wanted})
             headers["Content-Location"] = f"{asked.path}?{query}"
         if wanted == "raw":
@@ -197,12 +215,12 @@ class Gateway:
             return self._car(asked, cid, names, car_options(asked, parameters), headers)
         return self._content(asked, cid, names, wanted, headers, slash=names is not path)
 
-    def _look(self, asked: Asked, cid: CidBytes) -> None:
+    def _look(self, asked: Asked, cid: CidBytes, *, below: bool = False) -> None:
         """Refuse a CID that cannot be checked, or whose block is not here."""
         if inline(cid) is None and not self.blocks.has(cid):
             if "only-if-cached" in asked.headers.get("cache-control", ""):
                 raise HttpError(412, "the block is not here")
-            raise HttpError(404, f"block {format_cid(cid)} is not here")
+            raise HttpError(502 if below else 404, f"block {format_cid(cid)} is not here")
 
     def _raw(self, asked: Asked, cid: CidBytes, names: list[str], headers: dict[str, str]) -> Reply:
         if names:
@@ -244,9 +262,9 @@ class Gateway:
         }
         if matches_etag(asked, etag):
             return Reply(304, headers)
-        if asked.head:
-            return Reply(200, headers)
         self._look(asked, end)
+        if asked.head:
+            return Reply(200, headers, iter(()))
         pieces = _car_pieces(self.blocks, way, end, options)
         return Reply(200, headers, _gathered(encode_roots([end]), pieces))
 
@@ -260,7 +278,8 @@ class Gateway:
         *,
         slash: bool,
     ) -> Reply:
-        target = follow(self._versions, self.blocks, cid, names)
+        with _all_here():
+            target = follow(self._versions, self.blocks, cid, names)
         roots = dict.fromkeys(format_cid(one) for one in (cid, target.block))
         headers["X-Ipfs-Roots"] = ",".join(roots)
         if target.kind == "directory":
@@ -325,12 +344,26 @@ class Gateway:
         blocks = self.blocks
 
         def pieces(start: int, stop: int) -> Iterator[bytes | memoryview]:
-            return pieces_of(blocks, target, start, stop)
+            with _all_here():
+                yield from pieces_of(blocks, target, start, stop)
 
         return _ranged(asked, headers, size, etag, pieces)
 
 
 # -- small parts ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def _all_here() -> Iterator[None]:
+    """Make a missing block an error of the server, where bytes are asked for and not blocks.
+
+    To a reader of Zarr 404 means a chunk that was never written, whose values are fill values: that
+    may be said of a key that is not there, and never of one that cannot be read here.
+    """
+    try:
+        yield
+    except BlockNotFoundError as error:
+        raise StorageError(str(error)) from error
 
 
 def _ranged(
@@ -367,7 +400,7 @@ def _car_pieces(
         return
     found: Iterator[tuple[CidBytes, bytes]]
     if options.scope == "entity":
-        found = entity_blocks(blocks, end, options.entity)
+        found = entity_blocks(blocks, end, options.entity, dups=options.dups)
     else:
         found = iter([(end, get_block(blocks, end))])
     for cid, data in found:

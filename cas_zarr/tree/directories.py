@@ -40,6 +40,7 @@ from cas_zarr.tree.keys import MAX_DEPTH
 
 __all__ = [
     "Entry",
+    "find_name",
     "is_inline",
     "list_directory",
     "open_entry",
@@ -156,11 +157,7 @@ def resolve_path(blocks: BlockStore, cid: CidLike, path: str = "") -> Entry:
     if len(names) > MAX_DEPTH:
         raise InvalidKeyError(f"path {path[:80]!r} is deeper than {MAX_DEPTH} names")
     for at, name in enumerate(names):
-        try:
-            check_name(name)
-        except FormatError:
-            raise InvalidKeyError(f"path {path[:80]!r} has the name {name[:80]!r}") from None
-        found = _find(blocks, key, name)
+        found = find_name(blocks, key, name)
         if found is None:
             above = "/".join(names[:at])
             raise NotFoundError(
@@ -240,9 +237,17 @@ def _read_into(
 
 
 def _directory(blocks: BlockStore, cid: CidBytes) -> DirectoryNode:
-    if codec_of(cid) != DAG_PB:
+    data = read_block(blocks, cid) if codec_of(cid) == DAG_PB else None
+    if data is None or _is_file(data):
         raise NotFoundError(f"{format_cid(cid)} is no directory, and has nothing below it")
-    return _decoded(cid, read_block(blocks, cid))
+    return _decoded(cid, data)
+
+
+def _is_file(data: bytes) -> bool:
+    try:
+        return node_type(data) == "file"
+    except FormatError:  # told where it is decoded
+        return False
 
 
 def _decoded(cid: CidBytes, data: bytes) -> DirectoryNode:
@@ -254,7 +259,22 @@ def _decoded(cid: CidBytes, data: bytes) -> DirectoryNode:
         raise FormatError(f"{format_cid(cid)} is no directory: {error}") from None
 
 
-def _find(blocks: BlockStore, cid: CidBytes, name: str) -> CidBytes | None:
+def find_name(blocks: BlockStore, cid: CidBytes, name: str) -> CidBytes | None:
+    """Return what has a name in a UnixFS directory, or None.
+
+    Raises
+    ------
+    NotFoundError
+        If it is a file, so that nothing is below it.
+    InvalidKeyError
+        If nothing can have such a name.
+    FormatError
+        If it is no directory that can be read.
+    """
+    try:
+        check_name(name)
+    except FormatError:
+        raise InvalidKeyError(f"a path has the name {name[:80]!r}, which no file has") from None
     node = _directory(blocks, cid)
     if not node.fanout:
         return next((entry.cid for entry in node.entries if entry.name == name), None)

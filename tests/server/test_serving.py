@@ -118,6 +118,29 @@ def test_head_is_get_without_a_body(served: Served) -> None:
         assert head.headers == get.headers
 
 
+@pytest.mark.parametrize(
+    "path", ["/", "/cas-zarr/repository.json", "/ipfs/{tree}/", "/ipfs/{tree}", "/ipfs/{tree}/none"]
+)
+def test_head_tells_of_no_other_length(served: Served, path: str) -> None:
+    path = path.format(tree=format_cid(served.tree))
+    get, head = served.get(path), served.get(path, "HEAD")
+    assert head.status == get.status
+    assert int(head.headers["content-length"]) == len(get.body)
+
+
+def test_head_of_a_car_tells_no_length(served: Served) -> None:
+    found = served.get(f"/ipfs/{served.root}?format=car", "HEAD")
+    assert found.status == 200
+    assert "content-length" not in found.headers
+
+
+def test_a_cache_keeps_what_was_negotiated_apart(served: Served) -> None:
+    cid = format_cid(served.chunk)
+    assert served.get(f"/ipfs/{cid}", accept=RAW).headers["vary"] == "Accept"
+    assert served.get(f"/ipfs/{cid}").headers["vary"] == "Accept"
+    assert "vary" not in served.get(f"/ipfs/{cid}?format=raw").headers
+
+
 # -- conditions and ranges ------------------------------------------------------------------------
 
 
