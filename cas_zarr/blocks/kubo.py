@@ -93,6 +93,7 @@ class KuboNode(IpfsNode):
         self._timeout = timeout
         self._client = client or HttpClient(timeout=timeout)
         self._headers: dict[str, str] = {}
+        token = (token or "").strip()
         if token:
             self._headers["authorization"] = token if " " in token else f"Bearer {token}"
         self._lock = threading.Lock()

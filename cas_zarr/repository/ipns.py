@@ -133,7 +133,15 @@ def own_name(node: IpfsNode, key_name: str) -> str:
             f"{key_name!r:.300} is no name of a key; use text without '/', of at most "
             f"{_MAX_KEY_NAME} bytes"
         )
-    return str(parse_name(node.keys().get(text) or node.key_gen(text)))
+    found = node.keys().get(text)
+    if found is None:
+        try:
+            found = node.key_gen(text)
+        except RemoteError:
+            found = node.keys().get(text)  # another process may have been quicker
+            if found is None:
+                raise
+    return str(parse_name(found))
 
 
 def resolve_ipns(

@@ -117,10 +117,11 @@ def unpublish(
             f"nothing of {version!r} is known to have been published to {node.location}; give the "
             "address as it was given then, or take the pin away at the node"
         )
-    pinned = {pin.cid: pin.name for pin in node.pins()} if chosen else {}
+    cids = {one.cid for one in chosen}
+    pinned = {pin.cid: pin.name for pin in node.pins() if pin.cid in cids} if chosen else {}
     own = {"", *(one.name for one in entries)}
     gone = tuple(one for one in chosen if one.cid not in pinned)
-    if any(node.is_pinned(cid) for cid in {one.cid for one in gone}):
+    if any(node.is_pinned(cid) for cid in cids.difference(pinned)):
         raise RemoteError(f"{node.location} does not list all of its pins; try again")
     foreign = tuple(one for one in chosen if pinned.get(one.cid, "") not in own)
     unpinned = tuple(one for one in chosen if one not in gone and one not in foreign)

@@ -243,3 +243,44 @@ def test_an_import_that_was_not_read_to_its_end_did_not_happen() -> None:
     finally:
         thread.join()
         listener.close()
+
+
+@pytest.mark.parametrize(
+    ("token", "sent"),
+    [
+        ("abc", "Bearer abc"),
+        (" abc\n", "Bearer abc"),
+        ("Basic abc=", "Basic abc="),
+        (" ", None),
+        (None, None),
+    ],
+)
+def test_a_token_is_sent_as_the_rpc_wants_it(token: str | None, sent: str | None) -> None:
+    shown: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            shown.append(self.headers.get("authorization"))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"Version":"1"}')
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            KuboNode(f"http://127.0.0.1:{server.server_port}", token=token).version()
+        finally:
+            server.shutdown()
+            thread.join()
+    assert shown == [sent]
+
+
+def test_a_token_that_no_header_can_hold_is_not_shown() -> None:
+    for token in ("pa55\r\nx: y", "pa55ä"):
+        with pytest.raises(InvalidArgumentError, match="header") as caught:
+            KuboNode("http://127.0.0.1:1", token=token).version()
+        assert "pa55" not in str(caught.value)

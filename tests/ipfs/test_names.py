@@ -21,7 +21,7 @@ from cas_zarr.blocks.kubo import KuboNode
 from cas_zarr.cid import BLAKE3, RAW, CidBytes, cid_of, format_cid
 from cas_zarr.codecs.ipns import IpnsRecord, decode_record, encode_record, name_of, parse_name
 from cas_zarr.errors import FormatError, InvalidArgumentError, NotFoundError, RemoteError
-from cas_zarr.repository.ipns import publish_name, resolve_ipns, resolve_name
+from cas_zarr.repository.ipns import own_name, publish_name, resolve_ipns, resolve_name
 
 KEY = Ed25519PrivateKey.generate()
 NAME = name_of(KEY.public_key().public_bytes_raw())
@@ -112,8 +112,23 @@ def test_a_name_is_published_and_found(node: KuboNode, kubo: Kubo) -> None:
     assert again.sequence == (found.sequence or 0) + 1
 
 
+def test_a_key_that_another_process_makes_meanwhile_is_taken(kubo: Kubo) -> None:
+    key = f"race-{os.urandom(4).hex()}"
+
+    class Slow(KuboNode):
+        """Before it answers that there is no such key, there is."""
+
+        def keys(self) -> dict[str, str]:
+            found = super().keys()
+            if key not in found:
+                KuboNode(kubo.rpc).key_gen(key)
+            return found
+
+    assert own_name(Slow(kubo.rpc), key) == KuboNode(kubo.rpc).keys()[key]
+
+
 def test_what_is_no_key(node: KuboNode) -> None:
-    for key in ("", "a/b", "x" * 300):
+    for key in ("", "a/b", "x" * 300, "ä" * 128, "\udcff", "a\nb"):
         with pytest.raises(InvalidArgumentError):
             publish_name(node, key, cid("one"))
     with pytest.raises(InvalidArgumentError, match="no duration"):
