@@ -9,28 +9,36 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.cache import Cache
 from cas_zarr.blocks.waiting import map_waiting
-from cas_zarr.cid import DAG_PB, CidBytes, as_cid_bytes, codec_of, hash_of
+from cas_zarr.cid import DAG_PB, RAW, CidBytes, as_cid_bytes, codec_of, format_cid
 from cas_zarr.consolidated import Consolidation, is_composed
 from cas_zarr.errors import (
     BlockNotFoundError,
+    CasZarrError,
     InvalidCIDError,
     InvalidKeyError,
     MissingDependencyError,
     NotFoundError,
+    StorageError,
 )
 from cas_zarr.mapping import CASMapping
-from cas_zarr.repository.faraway import NodeLike
+from cas_zarr.repository.faraway import NodeLike, Sources, content_blocks, fixed_location
 from cas_zarr.repository.opening import parse_location
 from cas_zarr.repository.repository import Repository
-from cas_zarr.tree.directories import list_directory, resolve_path
-from cas_zarr.tree.shards import TreeReader
-from cas_zarr.tree.values import read_value
+from cas_zarr.tree.directories import (
+    Entry,
+    list_directory,
+    open_entry,
+    read_file,
+    resolve_path,
+)
+from cas_zarr.tree.values import MAX_VALUE_SIZE
 
 try:
     from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
@@ -42,6 +50,8 @@ except ImportError as error:
 __all__ = ["CasFileSystem"]
 
 _T = TypeVar("_T")
+
+_KEPT = 32  # datasets and directories that are open at once
 
 
 class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]
@@ -73,8 +83,8 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self._sources: dict[str, Any] = {"gateways": gateways, "node": node, "cache": cache}
-        self._trees: dict[str, _Tree] = {}
+        self._sources = Sources.of(gateways, node, cache)
+        self._trees: OrderedDict[str, _Tree] = OrderedDict()
         self._guard = threading.Lock()
 
     @classmethod
@@ -157,7 +167,7 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]
         def read(one: tuple[str, int | None, int | None]) -> Any:
             try:
                 return self.cat_file(*one)
-            except (OSError, NotFoundError, ValueError) as error:
+            except (OSError, ValueError, CasZarrError) as error:
                 if on_error != "return":
                     raise
                 return error
@@ -175,8 +185,10 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]
     modified = created
 
     def ukey(self, path: str) -> str:
-        """Return what changes when the content of a path does: the path, which has a CID."""
-        return str(self._strip_protocol(path))
+        """Return what changes when the content of a path does: the CID it leads to, and a path."""
+        path = self._strip_protocol(path)
+        tree, key = self._find(path)
+        return f"{tree.fixed}/{key}"
 
     # ---------------------------------------------------------------------------------------
 
@@ -187,7 +199,11 @@ class CasFileSystem(AbstractFileSystem):  # type: ignore[misc]
         with self._guard:  # several readers of one would each ask for its root
             tree = self._trees.get(name)
             if tree is None:
-                tree = self._trees[name] = _open_tree(name, self._sources)
+                tree = _looked_up(path, lambda: _open_tree(name, self._sources))
+                self._trees[name] = tree
+                if len(self._trees) > _KEPT:
+                    self._trees.popitem(last=False)
+            self._trees.move_to_end(name)
         return tree, key.strip("/")
 
 
@@ -199,7 +215,15 @@ class _File(AbstractBufferedFile):  # type: ignore[misc]
 
 
 class _Tree(ABC):
-    """Files and folders below one CID. A missing one is a NotFoundError."""
+    """Files and folders below one CID. A missing one is a NotFoundError.
+
+    Attributes
+    ----------
+    fixed : str
+        The CID, with a path behind it where a name led to one.
+    """
+
+    fixed: str
 
     @abstractmethod
     def size(self, key: str) -> int | None:
@@ -216,6 +240,7 @@ class _Tree(ABC):
 
 class _Dataset(_Tree):
     def __init__(self, mapping: CASMapping) -> None:
+        self.fixed = "" if mapping.root is None else format_cid(mapping.root)
         self._mapping = mapping
         self._consolidation = Consolidation(mapping, fixed=True)
 
@@ -251,47 +276,46 @@ class _Dataset(_Tree):
 
 class _Files(_Tree):
     def __init__(self, blocks: BlockStore, cid: CidBytes, path: str) -> None:
+        self.fixed = f"{format_cid(cid)}/{path}".rstrip("/")
         self._blocks = blocks
-        self._reader = TreeReader(blocks)
         self._cid = cid
         self._path = path
 
-    def _at(self, key: str) -> str:
-        return f"{self._path}/{key}".strip("/")
+    def _entry(self, key: str) -> Entry:
+        return resolve_path(self._blocks, self._cid, f"{self._path}/{key}")
 
     def size(self, key: str) -> int | None:
-        entry = resolve_path(self._blocks, self._cid, self._at(key))
-        return None if entry.kind == "directory" else entry.size
+        return _size_of(self._entry(key))
 
     def names(self, key: str) -> Mapping[str, int | None]:
-        folder = resolve_path(self._blocks, self._cid, self._at(key))
-        entries = list(list_directory(self._blocks, folder.cid))
+        entries = list(list_directory(self._blocks, self._entry(key).cid))
 
         def size(entry: tuple[str, CidBytes, int]) -> int | None:
             _, cid, claimed = entry
-            if codec_of(cid) != DAG_PB:
+            if claimed and codec_of(cid) == RAW:
                 return claimed  # a raw block, whose size is what the directory says
-            found = resolve_path(self._blocks, cid)
-            return None if found.kind == "directory" else found.size
+            return _size_of(open_entry(self._blocks, cid))
 
         sizes = map_waiting(size, entries)
         return {name: size for (name, _, _), size in zip(entries, sizes, strict=True)}
 
     def read(self, key: str, start: int | None, stop: int | None) -> bytes:
-        entry = resolve_path(self._blocks, self._cid, self._at(key))
-        if entry.kind == "directory" or entry.size is None:
+        entry = self._entry(key)
+        if _size_of(entry) is None:
             raise IsADirectoryError(key)
-        begin, end, _ = slice(start, stop).indices(entry.size)
-        return bytes(read_value(self._reader, entry.cid, entry.size, begin, max(begin, end)))
+        return read_file(self._blocks, entry.cid, limit=MAX_VALUE_SIZE, start=start or 0, stop=stop)
 
 
-def _open_tree(name: str, sources: Mapping[str, Any]) -> _Tree:
-    repository = Repository.open(f"{_scheme(name)}://{name}", **sources)
-    found = parse_location(repository.fixed)
+def _size_of(entry: Entry) -> int | None:
+    return None if entry.kind == "directory" else entry.size
+
+
+def _open_tree(name: str, sources: Sources) -> _Tree:
+    found = fixed_location(parse_location(f"{_scheme(name)}://{name}"), sources)
     cid = as_cid_bytes(found.name)
-    if codec_of(cid) == DAG_PB:
-        hash_of(cid)
-        return _Files(repository.blocks, cid, found.path)
+    if codec_of(cid) in (RAW, DAG_PB):
+        return _Files(content_blocks(found, sources), cid, found.path)
+    repository = Repository.open_from(found.text, sources)
     record = repository.refs.branch("main")
     assert record is not None
     return _Dataset(
@@ -314,7 +338,8 @@ def _looked_up(path: str, look: Callable[[], _T]) -> _T:
     """Return what a look gives; what is not there is what fsspec calls so."""
     try:
         return look()
-    except BlockNotFoundError:  # it is there, but out of reach
-        raise
+    except BlockNotFoundError as error:
+        # It is there, but out of reach: who reads a mapping would take a KeyError for no chunk.
+        raise StorageError(str(error)) from error
     except (NotFoundError, InvalidKeyError):
         raise FileNotFoundError(path) from None

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from itertools import islice
+from typing import Any, Final, Literal, NamedTuple
 
 from cas_zarr.blocks.base import MAX_BLOCK_SIZE, BlockStore
 from cas_zarr.cid import (
@@ -26,7 +27,7 @@ from cas_zarr.cid import (
     format_cid,
 )
 from cas_zarr.codecs.murmur3 import murmur3
-from cas_zarr.codecs.unixfs import decode_file_node
+from cas_zarr.codecs.unixfs import FileNode, decode_file_node
 from cas_zarr.codecs.unixfsdir import (
     DirectoryEntry,
     DirectoryNode,
@@ -51,6 +52,7 @@ __all__ = [
 ]
 
 _BATCH: Final = 64  # shards that are read together
+_LEAVES: Final = 16  # of a file, of up to a MiB or two, that are read together
 _MAX_FILE_DEPTH: Final = 16
 
 
@@ -117,8 +119,9 @@ def open_entry(blocks: BlockStore, cid: CidLike) -> Entry:
     key = as_cid_bytes(cid)
     codec = codec_of(key)
     if codec == RAW:
-        data = _inline(key)
-        return Entry(key, "file", blocks.size(key) if data is None else len(data))
+        if is_inline(key) or blocks.remote:  # what a server tells of a size cannot be checked
+            return Entry(key, "file", len(read_block(blocks, key)))
+        return Entry(key, "file", blocks.size(key))
     if codec != DAG_PB:
         raise FormatError(f"{format_cid(key)} has codec 0x{codec:x}, so it is no file or directory")
     data = read_block(blocks, key)
@@ -198,39 +201,80 @@ def list_directory(
     yield from _walk_shards(blocks, key, top)
 
 
-def read_file(blocks: BlockStore, cid: CidLike, *, limit: int) -> bytes:
-    """Return the bytes of a UnixFS file, whatever its layout, verified.
+def read_file(
+    blocks: BlockStore, cid: CidLike, *, limit: int, start: int = 0, stop: int | None = None
+) -> bytes:
+    """Return the bytes of a UnixFS file, whatever its layout, verified; or a range of them.
+
+    Parameters
+    ----------
+    blocks : BlockStore
+    cid : CID
+    limit : int
+        The most bytes that are returned.
+    start, stop : int, optional
+        Range of bytes, as of a slice. Only the leaves that it touches are read, some at a time.
 
     Raises
     ------
     LimitError
-        If it has more than `limit` bytes.
+        If there are more than `limit` bytes.
     FormatError
         If it is no file, or its sizes do not agree.
     """
+    key = as_cid_bytes(cid)
+    top = read_block(blocks, key)
+    node = decode_file_node(top) if codec_of(key) == DAG_PB else FileNode(len(top), (), (), top)
+    begin, end, _ = slice(start, stop).indices(node.size)
+    if end - begin > limit:
+        raise LimitError(
+            f"file {format_cid(key)} has {end - begin} bytes; at most {limit} are read here"
+        )
     out = bytearray()
-    _read_into(blocks, as_cid_bytes(cid), None, out, limit, 0)
+    pieces = _pieces(blocks, node, begin, end, 0, 0)
+    while batch := list(islice(pieces, _LEAVES)):
+        leaves = iter(read_blocks(blocks, [piece.what for piece in batch if piece.is_leaf]))
+        for piece in batch:
+            data = next(leaves) if piece.is_leaf else piece.what
+            if len(data) != piece.size:
+                raise _wrong_size(piece.what, len(data), piece.size)
+            out += data[max(begin - piece.offset, 0) : end - piece.offset]
     return bytes(out)
 
 
-def _read_into(
-    blocks: BlockStore, cid: CidBytes, size: int | None, out: bytearray, limit: int, depth: int
-) -> None:
-    data = read_block(blocks, cid)
-    children: list[tuple[CidBytes, int]] = []
-    if codec_of(cid) == DAG_PB:
-        node = decode_file_node(data)
-        data, found = node.data, node.size
-        children = list(zip(node.links, node.sizes, strict=True))
-    else:
-        found = len(data)
-    if (size is not None and found != size) or depth > _MAX_FILE_DEPTH:
-        raise FormatError(f"file {format_cid(cid)} has {found} bytes where its link says {size}")
-    if found > limit - len(out):
-        raise LimitError(f"file {format_cid(cid)} has {found} bytes; at most {limit} are read here")
-    out += data
-    for child, length in children:
-        _read_into(blocks, child, length, out, limit, depth + 1)
+class _Piece(NamedTuple):
+    """The CID of a leaf of a file, or bytes that stand in a node."""
+
+    offset: int
+    size: int
+    what: Any
+    is_leaf: bool
+
+
+def _pieces(
+    blocks: BlockStore, node: FileNode, begin: int, end: int, offset: int, depth: int
+) -> Iterator[_Piece]:
+    """Yield the pieces of a file that a range of its bytes touches."""
+    if node.data and offset < end and begin < offset + len(node.data):
+        yield _Piece(offset, len(node.data), node.data, False)
+    offset += len(node.data)
+    for child, size in zip(node.links, node.sizes, strict=True):
+        if size and offset < end and begin < offset + size:
+            if codec_of(child) != DAG_PB:
+                yield _Piece(offset, size, child, True)
+            else:
+                below = decode_file_node(read_block(blocks, child))
+                if below.size != size or depth == _MAX_FILE_DEPTH:
+                    raise _wrong_size(child, below.size, size)
+                yield from _pieces(blocks, below, begin, end, offset, depth + 1)
+        offset += size
+
+
+def _wrong_size(cid: CidBytes, found: int, claimed: int) -> FormatError:
+    return FormatError(
+        f"file {format_cid(cid)} has {found} bytes where its link says {claimed}, or is more than "
+        f"{_MAX_FILE_DEPTH} nodes deep"
+    )
 
 
 # -- directories ----------------------------------------------------------------------------------
