@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -240,8 +239,6 @@ class WebSource(ByteSource):
         self.name = shown(url)
         self._own = HttpClient() if client is None else None
         self._client: HttpClient = client or self._own  # type: ignore[assignment]
-        self._lock = threading.Lock()
-        self.requests = 0
         self._mark = ""
         self.size = -1
         try:
@@ -264,8 +261,6 @@ class WebSource(ByteSource):
 
         No more of it is read than was there when the file was opened.
         """
-        with self._lock:
-            self.requests += 1
         with self._client.stream("GET", self._url, headers=self._headers()) as answer:
             if answer.status != 200:
                 raise self._refusal(answer.status)
@@ -297,8 +292,6 @@ class WebSource(ByteSource):
         headers = self._headers() | {"Range": f"bytes={start}-{start + size - 1}"}
         if self._mark and not self._mark.startswith("W/"):
             headers["If-Range"] = self._mark
-        with self._lock:
-            self.requests += 1
         with self._client.stream("GET", self._url, headers=headers) as answer:
             if answer.status == 200 and self.size < 0:
                 return self._whole(answer)

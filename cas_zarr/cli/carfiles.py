@@ -13,7 +13,7 @@ from cas_zarr.cli.options import BOX, Slices, json_option, repository_argument
 from cas_zarr.cli.output import cid_text, count, counter, print_json, print_pairs, size_text
 from cas_zarr.cli.sections import command
 from cas_zarr.codecs.car import PRAGMA, CarReader
-from cas_zarr.errors import CasZarrError, InvalidArgumentError
+from cas_zarr.errors import CasZarrError, InvalidArgumentError, StorageError
 from cas_zarr.repository.applying import import_car
 from cas_zarr.repository.exporting import export
 from cas_zarr.repository.repository import Repository
@@ -122,8 +122,13 @@ def is_car(source: str) -> bool:
     path = Path(source)
     if not path.is_file():
         return False
-    with path.open("rb") as file:
-        head = file.read(16)
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise StorageError(
+            error.errno or 0, "cannot read what shall be imported; check its permissions", source
+        ) from error
     return head.startswith(PRAGMA) or _VERSION_1 in head[1:12]
 
 

@@ -110,5 +110,8 @@ def test_wrong_use_is_told(
     assert result.code == 1
     assert "car" in result.err
     assert command("import", car, tmp_path / "o.cas", "--path", "x").code == 2
+    result = command("import", "/proc/self/mem", tmp_path / "o.cas")  # opens, and cannot be read
+    assert result.code == 1
+    assert "check its permissions" in result.err
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"nothing")))
     assert command("import", "-", tmp_path / "o.cas").code == 1
