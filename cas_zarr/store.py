@@ -20,22 +20,20 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from cas_zarr.blocks.cache import Cache
 from cas_zarr.blocks.waiting import waiting_pool
 from cas_zarr.buffers import bounds_of, no_buffer, to_buffer
-from cas_zarr.cid import CidBytes, CidLike, as_cid_bytes, format_cid, to_cid
+from cas_zarr.cid import CidBytes, CidLike, as_cid_bytes, format_cid
 from cas_zarr.consolidated import Consolidation, is_composed
+from cas_zarr.dataset import Dataset
 from cas_zarr.errors import CasZarrError, InvalidArgumentError, ReadOnlyError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.faraway import NodeLike
 from cas_zarr.repository.forking import Fork
 from cas_zarr.repository.opening import MEMORY
-from cas_zarr.repository.prefetching import Prefetched, Progress, prefetch
 from cas_zarr.repository.readahead import read_ahead
 from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.session import Session, View
-from cas_zarr.repository.subtrees import Source, attach
 from cas_zarr.repository.versions import root_of
 
 if TYPE_CHECKING:
-    from multiformats import CID
     from zarr.abc.store import ByteRequest
 
 __all__ = ["CASStore"]
@@ -48,7 +46,7 @@ _LISTED = 4096  # keys that are listed between two looks at what else there is t
 _REFUSAL = "store was opened in read-only mode and does not support writing"
 
 
-class CASStore(Store):
+class CASStore(Dataset, Store):
     """A content-addressed store for zarr-python 3.
 
     Parameters
@@ -171,16 +169,6 @@ class CASStore(Store):
         repository = self._session.repository
         return self._tree.mapping.blocks.location if repository is None else repository.location
 
-    @property
-    def mapping(self) -> CASMapping:
-        """The keys and values, as a mapping."""
-        return self._tree.mapping
-
-    @property
-    def session(self) -> Session | Fork | View:
-        """The session behind this store, shared with its read-only siblings."""
-        return self._session
-
     def __str__(self) -> str:
         return f"cas-zarr://{self.location}{self._which()}"
 
@@ -204,131 +192,8 @@ class CASStore(Store):
 
     __hash__ = None  # type: ignore[assignment]
 
-    # -- versions -----------------------------------------------------------------------------
-
-    @property
-    def root(self) -> CID | None:
-        """The root as of the last flush; None before the first one of a new branch."""
-        root = self._session.root
-        return None if root is None else to_cid(root)
-
-    def flush(self) -> CID:
-        """Make all changes durable, show them to whoever opens the branch next.
-
-        Returns
-        -------
-        CID
-            The root: it names and verifies the whole dataset as it is now.
-
-        Raises
-        ------
-        ConflictError
-            If another writer changed the same things meanwhile. Their work stands, and this
-            store's root is kept under a name that the message has.
-        StorageError
-            If the disk failed. Nothing that was flushed before is lost; flush again.
-        """
-        return to_cid(self._session.flush())
-
-    def commit(self, message: str, **options: Any) -> CID:
-        """Flush, and make the root a commit of the branch.
-
-        Parameters
-        ----------
-        message : str
-            What changed and why, at most 64 KiB.
-        **options
-            ``author``, ``metadata``, ``time``, ``rebase`` and ``sign``, as `Session.commit` has
-            them.
-
-        Returns
-        -------
-        CID
-            The commit.
-        """
-        self._check_writable()
-        return to_cid(self._session.commit(message, **options))
-
-    def fork(self) -> Self:
-        """Return a store for a worker: it can be pickled, and comes back with what it wrote.
-
-        Nobody sees its writes until they are merged here and flushed or committed, all at once.
-        Workers write the chunks of arrays that are there already.
-
-        Examples
-        --------
-        >>> forks = client.gather(client.map(write, [store.fork()] * 8))  # doctest: +SKIP
-        >>> store.merge(*forks)  # doctest: +SKIP
-        >>> store.commit("written by eight")  # doctest: +SKIP
-        """
-        self._check_writable()
-        return type(self)(self._session.fork())
-
-    def merge(self, *forks: CASStore) -> None:
-        """Take over what forks of this store have written; see `Session.merge`.
-
-        Raises
-        ------
-        ConflictError
-            If two of them, or one and this store, wrote the same chunk differently; nothing is
-            taken over then.
-        InvalidArgumentError
-            If one is no fork of this store.
-        """
-        self._check_writable()
-        self._session.merge([fork.session for fork in forks])  # type: ignore[misc]
-
-    def cid(self, path: str = "", box: tuple[slice | tuple[int, int], ...] | None = None) -> CID:
-        """Return the CID of a node, or of a box of an array's chunks.
-
-        Parameters
-        ----------
-        path : str
-            The node; "" is the root.
-        box : tuple of slices or of pairs of int, optional
-            For an array, in chunks, one for each dimension.
-        """
-        return to_cid(self._tree.mapping.cid(path, box))
-
-    # -- subtrees -------------------------------------------------------------------------------
-
-    def copy(self, source: str, target: str, *, overwrite: bool = False) -> None:
-        """Put a group or an array at another path too, without opening a chunk.
-
-        Parameters
-        ----------
-        source, target : str
-            Paths of nodes.
-        overwrite : bool
-            Replace what is at `target`.
-
-        Raises
-        ------
-        NotFoundError
-            If there is nothing at `source`.
-        InvalidArgumentError
-            If something is at `target`, or the path cannot take it.
-        """
-        self._check_writable()
-        self._session.prepare().copy(source, target, overwrite=overwrite)
-
-    def move(self, source: str, target: str, *, overwrite: bool = False) -> None:
-        """Put a group or an array at another path instead; see `copy`."""
-        self._check_writable()
-        self._session.prepare().move(source, target, overwrite=overwrite)
-
-    def attach(
-        self,
-        path: str,
-        version: CidLike,
-        *,
-        source: Source | None = None,
-        overwrite: bool = False,
-    ) -> None:
-        """Put any version of any dataset, or a part of it, at a path; see `Session.attach`."""
-        self._check_writable()
-        session = self._session
-        attach(session.prepare(), session.repository, path, version, source, overwrite=overwrite)
+    def _of(self, fork: Fork) -> Self:
+        return type(self)(fork)
 
     # -- opening and closing --------------------------------------------------------------------
 
@@ -551,31 +416,6 @@ class CASStore(Store):
     async def _ask(self, question: Callable[[], _T]) -> _T:
         """Return an answer of the core; where it may take a network, without blocking others."""
         return await _in_thread(question) if self._far else question()
-
-    def prefetch(
-        self,
-        path: str = "",
-        box: Sequence[slice | tuple[int | None, int | None] | int] | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Prefetched:
-        """Fetch a group, an array, or a box of an array into the cache, many chunks at once.
-
-        Parameters
-        ----------
-        path : str
-            "" is everything; ``"air/t2m[0:10, :]"`` is a box.
-        box : sequence of slice, (start, stop) or int, optional
-            A box of the array's index, in elements; sides that are left out are whole.
-        progress : callable, optional
-            Called with the chunks and the bytes that are here by now.
-
-        Raises
-        ------
-        NotFoundError
-            If there is nothing at the path.
-        """
-        return prefetch(self._tree.mapping, path, box, progress=progress)
 
     # -- writing --------------------------------------------------------------------------------
 
