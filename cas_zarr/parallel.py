@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
-__all__ = ["WORKERS", "map_ordered"]
+__all__ = ["WORKERS", "map_ordered", "shared_out"]
 
 WORKERS = max(2, min(32, os.cpu_count() or 1))
 
@@ -29,35 +30,79 @@ _pool_pid = 0
 def map_ordered(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
     """Apply `function` to every item, in threads, and give the results in order.
 
-    As many threads as there are cores, the caller's among them, take one item after the other: a
-    hand-over for each item would cost more than hashing a mebibyte gains. An exception is raised
-    after all calls that began have ended, so no thread still works on a caller's buffer once this
-    returns.
+    As many threads as there are cores, the caller's among them. No thread still works on a
+    caller's buffer once this returns or raises.
     """
     threads = min(WORKERS, len(items))
     if threads < 2 or getattr(_inside, "working", False):
         return [function(item) for item in items]
+    return shared_out(function, items, threads - 1, lambda work: _executor().submit(work))
+
+
+def shared_out(
+    function: Callable[[_T], _R],
+    items: Sequence[_T],
+    helpers: int,
+    submit: Callable[[Callable[[], None]], object],
+) -> list[_R]:
+    """Apply `function` to every item, here and in helpers, and give the results in order.
+
+    All take one item after the other: a hand-over for each item would cost more than hashing a
+    mebibyte gains. After an exception nobody begins another item; it is raised after all calls that
+    began have ended. A helper that has not begun by then is not waited for.
+
+    Parameters
+    ----------
+    function : callable
+    items : sequence
+    helpers : int
+        How many there may be.
+    submit : callable
+        Lets a helper run in another thread, now or later; RuntimeError where that cannot be: the
+        interpreter exits, or the system has no more threads.
+    """
     results: list[Any] = [None] * len(items)
     left = iter(range(len(items)))  # each number goes to one thread
+    changed = threading.Condition()
+    running = 0
+    over = False
+    errors: list[BaseException] = []
 
     def work() -> None:
         try:
             for row in left:
                 results[row] = function(items[row])
         finally:
-            for _ in left:  # after a failure nobody begins another
+            for _ in left:
                 pass
 
-    try:
-        helpers = [_executor().submit(work) for _ in range(threads - 1)]
-    except RuntimeError:  # the interpreter is exiting and takes no new futures
-        return [function(item) for item in items]
+    def help_out() -> None:
+        nonlocal running
+        with changed:
+            if over:
+                return
+            running += 1
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            with changed:
+                running -= 1
+                changed.notify()
+
+    with suppress(RuntimeError):
+        for _ in range(helpers):
+            submit(help_out)
     try:
         work()
     finally:
-        wait(helpers)
-    for helper in helpers:
-        helper.result()
+        with changed:
+            over = True
+            while running:
+                changed.wait()
+    if errors:
+        raise errors[0]
     return results
 
 
@@ -76,3 +121,11 @@ def _executor() -> ThreadPoolExecutor:
                 )
                 _pool_pid = pid
     return _pool
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,7 +1,4 @@
-"""Threads that wait for servers: many more than there are cores, and of a pool of their own.
-
-Work that is handed in from inside the pool runs in place, so nesting cannot dead-lock.
-"""
+"""Threads that wait for servers: many more than there are cores, and of a pool of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +6,9 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from cas_zarr.parallel import shared_out
 
 __all__ = ["WAITERS", "map_waiting", "waiting_pool"]
 
@@ -44,39 +43,22 @@ def map_waiting(
 ) -> list[_R]:
     """Apply `function` to every item, up to `parallel` at once, and give the results in order.
 
-    After an exception nothing new begins; it is raised when what began has ended.
+    After an exception nothing new begins; it is raised when what began has ended. Work that is
+    handed in from inside runs in place.
     """
     threads = min(parallel, WAITERS, len(items))
     if threads < 2 or getattr(_inside, "nested", False):
         return [function(item) for item in items]
-    results: list[Any] = [None] * len(items)
-    left = iter(range(len(items)))  # each number goes to one thread
 
-    def work(nested: bool) -> None:
+    def nested(item: _T) -> _R:
         before = getattr(_inside, "nested", False)
-        _inside.nested = nested
+        _inside.nested = True
         try:
-            for row in left:
-                results[row] = function(items[row])
+            return function(item)
         finally:
             _inside.nested = before
-            for _ in left:
-                pass
 
-    pool = waiting_pool("fetch")
-    try:
-        helpers = [pool.submit(work, True) for _ in range(threads - 1)]
-    except RuntimeError:  # the interpreter is exiting and takes no new futures
-        return [function(item) for item in items]
-    try:
-        work(True)
-    finally:
-        begun = [helper for helper in helpers if not helper.cancel()]
-        for helper in begun:
-            helper.exception()  # waits
-    for helper in begun:
-        helper.result()
-    return results
+    return shared_out(nested, items, threads - 1, lambda work: waiting_pool("fetch").submit(work))
 
 
 def _after_fork() -> None:
