@@ -14,9 +14,10 @@ _T = TypeVar("_T")
 
 
 class _Flight(Generic[_T]):
-    __slots__ = ("answer", "done", "error", "given_up")
+    __slots__ = ("answer", "asker", "done", "error", "given_up")
 
     def __init__(self) -> None:
+        self.asker = threading.get_ident()
         self.done = threading.Event()
         self.answer: _T | None = None
         self.error: Exception | None = None
@@ -35,7 +36,7 @@ class Flights(Generic[_T]):
         """Return what `ask` gives, called once for all who want `key` at the time.
 
         Who has waited for `timeout` seconds asks alone, and so does who waited for a thread that
-        was interrupted. An error is raised to all.
+        was interrupted, or would wait for itself. An error is raised to all.
         """
         if self._pid != os.getpid():  # the threads of the parent will not answer
             self._pid = os.getpid()
@@ -45,10 +46,11 @@ class Flights(Generic[_T]):
             if flight is None:
                 mine = self._under_way[key] = _Flight()
         if flight is not None:
-            if not flight.done.wait(timeout) or flight.given_up:
+            own = flight.asker == threading.get_ident()
+            if own or not flight.done.wait(timeout) or flight.given_up:
                 return ask()
             if flight.error is not None:
-                raise copy.copy(flight.error)  # each thread gives it a traceback of its own
+                raise _copied(flight.error)
             return flight.answer  # type: ignore[return-value]
         try:
             mine.answer = ask()
@@ -63,3 +65,11 @@ class Flights(Generic[_T]):
                 self._under_way.pop(key, None)
             mine.done.set()
         return mine.answer
+
+
+def _copied(error: Exception) -> Exception:
+    """Return an error for another thread, which gives it a traceback of its own."""
+    try:
+        return copy.copy(error)
+    except Exception:  # made of other arguments than it keeps
+        return error

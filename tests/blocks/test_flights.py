@@ -81,3 +81,29 @@ def test_nobody_waits_longer_than_he_said() -> None:
             time.sleep(0.001)
         assert flights.do("key", asked, timeout=0.01) == "alone"
         assert first.result() == "slow"
+
+
+def test_a_question_that_leads_back_to_itself_is_asked_again() -> None:
+    flights: Flights[str] = Flights()
+    depth: list[str] = []
+
+    def ask() -> str:
+        depth.append("asked")
+        return "answer" if len(depth) == 2 else flights.do("key", ask)
+
+    found: list[str] = []
+    asking = threading.Thread(target=lambda: found.append(flights.do("key", ask)), daemon=True)
+    asking.start()
+    asking.join(5)
+    assert found == ["answer"]
+
+
+class Odd(Exception):
+    """One that cannot be copied."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def test_an_error_that_cannot_be_copied_comes_to_all() -> None:
+    assert {type(one) for one in outcomes(Flights(), Asked(Odd(1, 2)))} == {Odd}
