@@ -14,19 +14,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cas_zarr.blocks.ipfsnode import IpfsNode, Pin, multihash_of
-from cas_zarr.cid import (
-    DAG_CBOR,
-    DAG_JSON,
-    DAG_PB,
-    RAW,
-    BytesLike,
-    CidBytes,
-    as_cid_bytes,
-    codec_of,
-    format_cid,
-    hash_of,
-)
+from cas_zarr.blocks.ipfsnode import IpfsNode, Pin, multihash_of, put_options
+from cas_zarr.cid import BytesLike, CidBytes, as_cid_bytes, format_cid
 from cas_zarr.errors import (
     BlockNotFoundError,
     CasZarrError,
@@ -39,7 +28,6 @@ from cas_zarr.errors import (
 __all__ = ["ClientNode", "as_node"]
 
 _PACKAGE = "ipfshttpclient"
-_CODECS = {RAW: "raw", DAG_PB: "dag-pb", DAG_CBOR: "dag-cbor", DAG_JSON: "dag-json"}
 _MISSING = re.compile(r"not found|could not find|not exist", re.IGNORECASE)
 _NOT_PINNED = re.compile(r"not pinned", re.IGNORECASE)
 _LIFETIME = "48h"  # the client would say 24h where nodes take 48h
@@ -106,16 +94,8 @@ class ClientNode(IpfsNode):
             return size
 
     def block_put(self, cid: CidBytes, data: BytesLike) -> None:
-        function = hash_of(cid)
-        codec = _CODECS.get(codec_of(cid), "raw")
-        options = {
-            "cid-codec": codec,
-            "mhtype": function.name,
-            "mhlen": "32",
-            "allow-big-block": "true",
-        }
         with self._asking(f"a put of block {format_cid(cid)}"):
-            answer = self._client.block.put(io.BytesIO(data), opts=options)
+            answer = self._client.block.put(io.BytesIO(data), opts=put_options(cid))
             found = as_cid_bytes(_text(answer["Key"]))
         self.sent += len(data)
         if multihash_of(found) != multihash_of(cid):

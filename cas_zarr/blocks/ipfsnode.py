@@ -11,10 +11,23 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from cas_zarr.cid import BytesLike, CidBytes, ReadableCids, decode_varint
+from cas_zarr.cid import (
+    DAG_CBOR,
+    DAG_JSON,
+    DAG_PB,
+    RAW,
+    BytesLike,
+    CidBytes,
+    ReadableCids,
+    codec_of,
+    decode_varint,
+    hash_of,
+)
 from cas_zarr.errors import InvalidArgumentError
 
-__all__ = ["IpfsNode", "Pin", "multihash_of", "plain_url"]
+__all__ = ["IpfsNode", "Pin", "multihash_of", "plain_url", "put_options"]
+
+_CODECS = {RAW: "raw", DAG_PB: "dag-pb", DAG_CBOR: "dag-cbor", DAG_JSON: "dag-json"}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -143,6 +156,16 @@ class IpfsNode(ABC):
     @abstractmethod
     def version(self) -> str:
         """Return the version of the node's program."""
+
+
+def put_options(cid: CidBytes) -> dict[str, str]:
+    """Return what the RPC is told of a block, so that it finds its CID."""
+    return {
+        "cid-codec": _CODECS.get(codec_of(cid), "raw"),
+        "mhtype": hash_of(cid).name,
+        "mhlen": "32",
+        "allow-big-block": "true",
+    }
 
 
 def multihash_of(cid: CidBytes) -> bytes:

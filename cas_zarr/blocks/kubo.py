@@ -21,20 +21,15 @@ from urllib.parse import urlencode
 
 from cas_zarr.blocks.base import MAX_BLOCK_SIZE, BlockStore, checked
 from cas_zarr.blocks.http import HttpClient, HttpStream
-from cas_zarr.blocks.ipfsnode import IpfsNode, Pin, multihash_of, plain_url
+from cas_zarr.blocks.ipfsnode import IpfsNode, Pin, multihash_of, plain_url, put_options
 from cas_zarr.cid import (
-    DAG_CBOR,
-    DAG_JSON,
-    DAG_PB,
     RAW,
     BytesLike,
     CidBytes,
     CidLike,
     as_cid_bytes,
-    codec_of,
     encode_varint,
     format_cid,
-    hash_of,
 )
 from cas_zarr.codecs.car import encode_roots, section_head
 from cas_zarr.errors import (
@@ -47,7 +42,6 @@ from cas_zarr.errors import (
 
 __all__ = ["KuboBlocks", "KuboNode"]
 
-_CODECS = {RAW: "raw", DAG_PB: "dag-pb", DAG_CBOR: "dag-cbor", DAG_JSON: "dag-json"}
 _MAX_ANSWER = 1 << 20
 _MAX_KEYS = 16 << 20
 _PATIENCE = 3600.0  # of what a node answers only when it is done, whatever the size
@@ -131,17 +125,10 @@ class KuboNode(IpfsNode):
         return size
 
     def block_put(self, cid: CidBytes, data: BytesLike) -> None:
-        codec = _CODECS.get(codec_of(cid), "raw")
         head, tail, kind = _multipart()
         with self._stream(
             "block/put",
-            {
-                "cid-codec": codec,
-                "mhtype": hash_of(cid).name,
-                "mhlen": "32",
-                "allow-big-block": "true",
-                "pin": "false",
-            },
+            put_options(cid) | {"pin": "false"},
             body=b"".join((head, data, tail)),
             content_type=kind,
             retry=True,

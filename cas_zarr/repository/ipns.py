@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from cas_zarr.blocks.waiting import map_waiting
-from cas_zarr.cid import CidLike, as_cid_bytes, format_cid
+from cas_zarr.cid import CidBytes, CidLike, as_cid_bytes, format_cid
 from cas_zarr.codecs.ipns import (
     MAX_RECORD_BYTES,
     IpnsName,
@@ -36,7 +36,14 @@ if TYPE_CHECKING:
     from cas_zarr.blocks.http import HttpClient
     from cas_zarr.blocks.ipfsnode import IpfsNode
 
-__all__ = ["NameAnswer", "own_name", "publish_name", "resolve_ipns", "resolve_name"]
+__all__ = [
+    "NameAnswer",
+    "move_name",
+    "own_name",
+    "publish_name",
+    "resolve_ipns",
+    "resolve_name",
+]
 
 _RECORD_TYPE = "application/vnd.ipfs.ipns-record"
 _PATIENCE = 60.0  # seconds for the answer of one gateway: a slow one must not hold up the rest
@@ -107,8 +114,20 @@ def publish_name(
     """
     target = as_cid_bytes(cid)
     times = {"lifetime": _duration("lifetime", lifetime), "ttl": _duration("ttl", ttl)}
-    name = own_name(node, key_name)
-    said = node.name_publish(target, key_name, **times)
+    return move_name(node, key_name, own_name(node, key_name), target, **times)
+
+
+def move_name(
+    node: IpfsNode,
+    key_name: str,
+    name: str,
+    cid: CidBytes,
+    *,
+    lifetime: str | None = None,
+    ttl: str | None = None,
+) -> str:
+    """Let the name of a key, as `own_name` has given it, lead to a CID; return the name."""
+    said = node.name_publish(cid, key_name, lifetime=lifetime, ttl=ttl)
     if str(parse_name(said)) != name:
         raise RemoteError(
             f"{node.location} published {said[:100]!r}, and the key {key_name!r} is that of "

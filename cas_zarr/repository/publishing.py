@@ -147,7 +147,7 @@ def publish(
         If blocks of the version are not in the repository.
     """
     from cas_zarr.blocks.ipfsclient import as_node
-    from cas_zarr.repository.ipns import own_name, publish_name
+    from cas_zarr.repository.ipns import move_name, own_name
 
     if view not in ("root", "unixfs"):
         raise InvalidArgumentError(f"view {view!r} is not known; use root or unixfs")
@@ -160,8 +160,7 @@ def publish(
         raise InvalidArgumentError(f"{version!r} is a root without a commit; it has no history")
     node = as_node(to, token=token)
     before = node.requests
-    if name:
-        own_name(node, name)  # what cannot be a name is told before anything is sent
+    own = own_name(node, name) if name else None  # what is no name is told before all is sent
     work = _Work(repo, node, blocks, name or "", path, progress)
     if history and found.commit is not None:
         cid = found.commit
@@ -171,7 +170,7 @@ def publish(
         work.publish(cid, "root")
     if view == "unixfs":
         cid = work.publish_view(root)
-    ipns = publish_name(node, name, cid) if name else None
+    ipns = move_name(node, name, own, cid) if name and own else None
     return PublishReport(
         cid=cid,
         root=root,
