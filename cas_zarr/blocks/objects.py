@@ -343,7 +343,7 @@ def open_object_store(place: Place, prefix: str = "", **options: Any) -> Objects
     ----------
     place : str, path or obstore store
         ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://container/prefix``, ``file:///folder``
-        or ``memory://``; or a store of obstore, which is taken as it is.
+        or ``memory://`` (a new one each time); or a store of obstore, which is taken as it is.
     prefix : str
         Below that of `place`.
     **options
@@ -383,6 +383,10 @@ def open_object_store(place: Place, prefix: str = "", **options: Any) -> Objects
             f"{_without_user(url)} is no url of object storage; give one like s3://bucket/prefix"
         )
     if scheme == "memory":
+        if options or url.lower() not in ("memory://", "memory:///"):
+            raise InvalidArgumentError(
+                "memory:// is a place of its own, with no path and no options"
+            )
         return Objects(obstore.store.MemoryStore(), prefix)
     if scheme != "file":
         options = _with_defaults(options)

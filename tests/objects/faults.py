@@ -169,6 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     timeout = 60
     _upstream: HTTPConnection | None = None
+    _busy = False
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -177,11 +178,18 @@ class _Handler(BaseHTTPRequestHandler):
         size = int(self.headers.get("content-length") or 0)
         body = self.rfile.read(size)
         fault = self.faults.begun(self, size)
+        self._busy = True
         try:
             if self.faults.latency:
                 time.sleep(self.faults.latency)
             self._answer(fault, body)
         finally:
+            self._ended()
+
+    def _ended(self) -> None:
+        """Count a request no more, before it is answered: then its client asks for the next."""
+        if self._busy:
+            self._busy = False
             self.faults.ended()
 
     do_DELETE = do_GET = do_HEAD = do_POST = do_PUT = handle_all
@@ -224,6 +232,7 @@ class _Handler(BaseHTTPRequestHandler):
         raise AssertionError("unreachable")
 
     def _pass_back(self, answer: HTTPResponse, data: bytes, *, half: bool) -> None:
+        self._ended()
         self.send_response(answer.status)
         length = answer.headers.get("content-length") if self.command == "HEAD" else None
         for name, value in answer.headers.items():
@@ -238,6 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def _refuse(self, status: int, code: str, message: str) -> None:
+        self._ended()
         token = self.headers.get("x-amz-security-token", "")
         data = (
             f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}'
@@ -252,6 +262,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _cut(self) -> None:
         """Reset the connection: not even its end comes in order."""
+        self._ended()
         self.close_connection = True
         with suppress(OSError):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

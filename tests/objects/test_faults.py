@@ -155,6 +155,20 @@ def test_blocks_are_deleted_by_one_request(
     assert list(direct.list()) == []
 
 
+def _write_all(store: ObjectStoreBlocks, blocks: dict[CidBytes, bytes]) -> None:
+    """Put blocks and flush them, again where something is told to have failed."""
+    left = list(blocks.items())
+    for attempt in range(50):
+        try:
+            while left:
+                store.put(*left[-1])
+                left.pop()
+            return store.flush()
+        except RemoteError:
+            assert attempt < 49
+    raise AssertionError("unreachable")
+
+
 # -- what goes wrong ----------------------------------------------------------------------------
 
 
@@ -219,16 +233,7 @@ def test_nothing_is_lost_where_much_goes_wrong(
 ) -> None:
     blocks = sample_blocks(200, seed, largest=20_000) | sample_blocks(4, 9, largest=1 << 20)
     faults.at_random(0.3, seed)
-    left = list(blocks.items())
-    for attempt in range(50):
-        try:
-            while left:
-                far.put(*left[-1])
-                left.pop()
-            far.flush()
-            break
-        except RemoteError:
-            assert attempt < 49
+    _write_all(far, blocks)
     assert {cid: direct.get(cid) for cid in blocks} == blocks
     read: dict[CidBytes, bytes] = {}
     for _ in range(50):
@@ -279,13 +284,7 @@ def test_a_put_tells_that_an_earlier_block_is_not_there_and_tries_it_again(
     with pytest.raises(RemoteError, match="denied"):
         _put_until_told(far, left)
     faults.always()
-    while left:
-        try:
-            far.put(*left[-1])
-        except RemoteError:
-            continue
-        left.pop()
-    far.flush()
+    _write_all(far, blocks)
     assert sorted(direct.list()) == sorted(blocks)
 
 
