@@ -12,10 +12,18 @@ from numpy.typing import NDArray
 from cas_zarr.cid import DAG_CBOR, DAG_PB, HASHES, RAW, CidBytes, HashFunction, make_cid
 from cas_zarr.codecs.shardindex import ShardLayout, parse_layout
 from cas_zarr.errors import InvalidArgumentError, NotFoundError
-from cas_zarr.tree.changes import Changes, pack_value, unpack_value
+from cas_zarr.tree.changes import Changes, is_document, pack_value, unpack_value
 from cas_zarr.tree.chunktree import TreeRef, chunk_table
-from cas_zarr.tree.classify import Classifier, NodeEdit, moved_keys
-from cas_zarr.tree.keys import chunk_names, form_of, parse_chunk, parse_form, split_key
+from cas_zarr.tree.classify import Classifier, NodeEdit, key_blocks, moved_keys
+from cas_zarr.tree.keys import (
+    PLAIN_LENGTH,
+    check_key,
+    chunk_names,
+    form_of,
+    parse_chunk,
+    parse_form,
+    split_key,
+)
 from cas_zarr.tree.morton import Codes, decode, encode
 from cas_zarr.tree.node import DOCUMENT_LIMIT, EMPTY, Document, Node, Root, Value, document_text
 from cas_zarr.tree.page import CID_SIZE
@@ -25,7 +33,7 @@ from cas_zarr.tree.update import update
 from cas_zarr.tree.values import MAX_VALUE_SIZE, is_file, read_value, write_value
 from cas_zarr.tree.view import TreeView
 
-__all__ = ["ChunkEdit", "apply", "bind", "link"]
+__all__ = ["ChunkEdit", "apply", "bind", "link", "link_keys"]
 
 _DOCUMENT: Final = "zarr.json"
 _CID_HEADS: Final = np.frombuffer(  # what comes before the digest, as one number
@@ -120,21 +128,11 @@ def link(
 
     The parameters are those of `cas_zarr.mapping.CASMapping.set_links`.
     """
-    if coordinates.ndim != 2 or not all(
-        np.issubdtype(column.dtype, np.integer) for column in (coordinates, sizes)
-    ):
+    if coordinates.ndim != 2 or not np.issubdtype(coordinates.dtype, np.integer):
         raise InvalidArgumentError("chunks need coordinates of shape (n, ndim), and integers")
     n, ndim = coordinates.shape
     parse_form(form_of(kind, ndim))
-    if cids.shape != (n, CID_SIZE) or cids.dtype != np.uint8 or sizes.shape != (n,):
-        raise InvalidArgumentError(
-            f"{n} chunks need cids of uint8, shape ({n}, {CID_SIZE}), and sizes of shape ({n},), "
-            f"not {cids.dtype}, {cids.shape} and {sizes.shape}"
-        )
-    if not _are_cids(cids):
-        raise InvalidArgumentError("a cid is not a CIDv1 of raw, dag-pb or dag-cbor")
-    if n and (sizes.min() < 0 or sizes.max() > MAX_VALUE_SIZE):
-        raise InvalidArgumentError(f"a size is not in 0 ... {MAX_VALUE_SIZE} bytes")
+    _check_values(n, cids, sizes)
     table = chunk_table(encode(coordinates), cids, sizes.astype(np.uint64), ndim)
     application = _Application(view, Changes())
     if not application.classifier.owns(path):
@@ -150,6 +148,42 @@ def link(
     return Root(view.root.header, application.node(view.root.node, edit) or EMPTY)
 
 
+def link_keys(
+    view: TreeView,
+    keys: Sequence[str],
+    cids: NDArray[np.uint8],
+    sizes: NDArray[np.integer[Any]],
+) -> Root:
+    """Return the root of a version with many keys bound at once.
+
+    The parameters are those of `cas_zarr.mapping.CASMapping.set_cids`.
+    """
+    _check_values(len(keys), cids, sizes)
+    application, edit = _Application(view, Changes()), NodeEdit()
+    single: dict[str, bytes | None] = {}
+    start = alone = 0
+    for some in key_blocks(keys):
+        rows = slice(start, start + len(some))
+        start = rows.stop
+        found = application.classifier.chunks_of(some)
+        if found is not None and len(some[0]) < PLAIN_LENGTH:
+            owner, kind, coordinates = found
+            edit.at(owner).tree(kind, coordinates.shape[1]).add(
+                coordinates, cids[rows], sizes[rows]
+            )
+            continue
+        alone += len(some)
+        for row, key in enumerate(some, rows.start):
+            check_key(key)
+            if is_document(key):
+                raise InvalidArgumentError(f"{key!r} is the key of a document; set its bytes")
+            single[key] = pack_value(CidBytes(cids[row].tobytes()), int(sizes[row]))
+    if len(single) < alone:
+        raise InvalidArgumentError("a key is given twice; give each once")
+    application.classifier.sort(single, edit)
+    return Root(view.root.header, application.node(view.root.node, edit) or EMPTY)
+
+
 def _has_folders(view: TreeView, path: str, kind: str) -> bool:
     """Tell whether there are nodes where the chunks of an array have their folders."""
     if kind == "c/":
@@ -158,9 +192,20 @@ def _has_folders(view: TreeView, path: str, kind: str) -> bool:
     return kind == "/" and node is not None and bool(node.nodes or node.shards)
 
 
-def _are_cids(cids: NDArray[np.uint8]) -> bool:
+def _check_values(n: int, cids: NDArray[np.uint8], sizes: NDArray[np.integer[Any]]) -> None:
+    """Refuse columns that are not the CIDs and sizes of `n` values."""
+    if cids.shape != (n, CID_SIZE) or cids.dtype != np.uint8 or sizes.shape != (n,):
+        raise InvalidArgumentError(
+            f"{n} links need cids of uint8, shape ({n}, {CID_SIZE}), and sizes of shape ({n},), "
+            f"not {cids.dtype}, {cids.shape} and {sizes.shape}"
+        )
     heads = np.ascontiguousarray(cids).view(np.uint32)[:, 0]  # all that stands before the digests
-    return bool(np.isin(heads, _CID_HEADS, kind="sort").all())
+    if not np.isin(heads, _CID_HEADS, kind="sort").all():
+        raise InvalidArgumentError("a cid is not a CIDv1 of raw, dag-pb or dag-cbor")
+    if not np.issubdtype(sizes.dtype, np.integer):
+        raise InvalidArgumentError(f"sizes are integers, not {sizes.dtype}")
+    if n and (sizes.min() < 0 or sizes.max() > MAX_VALUE_SIZE):
+        raise InvalidArgumentError(f"a size is not in 0 ... {MAX_VALUE_SIZE} bytes")
 
 
 class _Application:

@@ -7,11 +7,10 @@ follows from the final map alone, whatever the order in which its keys arrived.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,62 +19,79 @@ from cas_zarr.errors import InvalidKeyError
 from cas_zarr.tree.changes import Changes, pack_value, unpack_value
 from cas_zarr.tree.chunktree import TreeRef, chunk_table
 from cas_zarr.tree.descent import alike, matches
-from cas_zarr.tree.keys import MAX_DEPTH, OWNERS, form_of, parse_chunk, split_key
-from cas_zarr.tree.morton import COORDINATE_BITS, MAX_NDIM, Codes, encode
+from cas_zarr.tree.keys import MAX_DEPTH, OWNERS, form_of, parse_chunk, parse_chunks, split_key
+from cas_zarr.tree.morton import MAX_NDIM, Codes, encode
 from cas_zarr.tree.node import Node, Value
 from cas_zarr.tree.page import CID_SIZE
 from cas_zarr.tree.shards import iter_entries
-from cas_zarr.tree.table import Table, concatenate
+from cas_zarr.tree.table import Table, concatenate, empty_table
 from cas_zarr.tree.view import TreeView
 
-__all__ = ["Classifier", "NodeEdit", "TreeEdit", "moved_keys"]
+__all__ = ["Classifier", "NodeEdit", "TreeEdit", "key_blocks", "moved_keys"]
 
 _PACKED: Final = CID_SIZE + 8
 _TAIL: Final = "0123456789./"
-_NUMBERS = re.compile(r"(?:0|[1-9][0-9]{0,9})(?:/(?:0|[1-9][0-9]{0,9}))*", re.ASCII)
+_BLOCK: Final = 1 << 15  # keys that are looked at together
+_FEW: Final = 8  # so few are not
 
 
 @dataclass(slots=True)
 class TreeEdit:
     """Chunks to set in and to delete from one chunk tree.
 
-    They come key by key, or as `bulk`, a table of chunks to set and codes of chunks to delete;
-    `whole` is a tree that holds just what is set. What is set by either way is not deleted by the
-    other: a key that moves between nodes is deleted and set.
+    They come as columns of few or many, or as `bulk`, a table of chunks to set and codes of chunks
+    to delete; `whole` is a tree that holds just what is set. What is set by either way is not
+    deleted by the other: a key that moves between nodes is deleted and set.
     """
 
     ndim: int
     coordinates: list[NDArray[np.int64]] = field(default_factory=list)
-    packed: list[bytes] = field(default_factory=list)
+    links: list[tuple[NDArray[np.uint8], NDArray[np.integer[Any]]]] = field(default_factory=list)
     deletes: list[NDArray[np.int64]] = field(default_factory=list)
     bulk: Callable[[], tuple[Table, Codes]] | None = None
     whole: TreeRef | None = None
 
+    def add(
+        self,
+        coordinates: NDArray[np.int64],
+        cids: NDArray[np.uint8],
+        sizes: NDArray[np.integer[Any]],
+    ) -> None:
+        """Set chunks: coordinates (n, ndim), CIDs (n, 36) and sizes (n,)."""
+        self.coordinates.append(coordinates)
+        self.links.append((cids, sizes))
+
+    def add_packed(self, coordinates: NDArray[np.int64], packed: bytes) -> None:
+        """Set chunks whose packed values stand one behind another."""
+        rows = np.frombuffer(packed, np.uint8).reshape(-1, _PACKED)
+        sizes = np.ascontiguousarray(rows[:, CID_SIZE:]).view("<u8").reshape(-1)
+        self.add(coordinates, rows[:, :CID_SIZE], sizes)
+
     @property
     def in_bulk(self) -> bool:
-        """Whether no key came one by one."""
+        """Whether nothing came as columns."""
         return self.bulk is not None and not (self.coordinates or self.deletes)
 
     def tables(self) -> tuple[Table, Codes]:
         """Return the chunks to set, and the ascending codes of those to delete if not set."""
         if self.bulk is None:
-            return self._by_key()
+            return self._columns()
         table, deletes = self.bulk()
         if self.in_bulk:
             return table, deletes
-        first, gone = self._by_key()
+        first, gone = self._columns()
         kept = np.ones(len(table), bool)
         kept[matches(table.codes, first.codes)[0]] = False
         table = concatenate([table.take(kept), first])
         return table, np.union1d(*alike(deletes, gone))
 
-    def _by_key(self) -> tuple[Table, Codes]:
-        sets = _stack(self.coordinates, self.ndim)
-        rows = np.frombuffer(b"".join(self.packed), np.uint8).reshape(-1, _PACKED)
-        sizes = np.ascontiguousarray(rows[:, CID_SIZE:]).view("<u8").reshape(-1)
-        table = chunk_table(
-            encode(sets), np.ascontiguousarray(rows[:, :CID_SIZE]), sizes, self.ndim
-        )
+    def _columns(self) -> tuple[Table, Codes]:
+        table = empty_table()
+        if self.links:
+            cids = np.concatenate([cids for cids, _ in self.links])
+            sizes = np.concatenate([sizes for _, sizes in self.links]).astype(np.uint64)
+            codes = encode(_stack(self.coordinates, self.ndim))
+            table = chunk_table(codes, cids, sizes, self.ndim)
         deletes = np.sort(encode(_stack(self.deletes, self.ndim)))
         # np.unique would hash the codes, which costs twenty times as much
         return table, deletes[np.append(True, deletes[1:] != deletes[:-1])[: len(deletes)]]
@@ -170,20 +186,54 @@ class Classifier:
 
     def sort(self, values: Mapping[str, bytes | None], edit: NodeEdit) -> None:
         """Enter keys and their packed values (None: delete) into an edit of the root's node."""
-        buckets: dict[tuple[str, int, int], list[str]] = {}
-        for key in values:
-            head = key.rstrip(_TAIL)
-            start = len(head)
-            shape = head, key.count("/", start), key.count(".", start)
-            bucket = buckets.get(shape)
-            if bucket is None:
-                buckets[shape] = [key]
-            else:
-                bucket.append(key)
-        for (head, slashes, dots), keys in buckets.items():
-            if not self._sort_bucket(values, edit, head, slashes, dots, keys):
-                for key in keys:
-                    self._sort_one(key, values[key], edit)
+        for keys in key_blocks(list(values)):
+            if self._sort_together(values, edit, keys):
+                continue
+            buckets: dict[tuple[str, int, int], list[str]] = {}
+            for key in keys:
+                head = key.rstrip(_TAIL)
+                shape = head, key.count("/", len(head)), key.count(".", len(head))
+                buckets.setdefault(shape, []).append(key)
+            for bucket in buckets.values():
+                if not self._sort_together(values, edit, bucket):
+                    for key in bucket:
+                        self._sort_one(key, values[key], edit)
+
+    def _sort_together(
+        self, values: Mapping[str, bytes | None], edit: NodeEdit, keys: Sequence[str]
+    ) -> bool:
+        found = self.chunks_of(keys)
+        if found is None:
+            return False
+        owner, kind, coordinates = found
+        tree = edit.at(owner).tree(kind, coordinates.shape[1])
+        packed = [values[key] for key in keys]
+        sets = [entry for entry in packed if entry is not None]
+        if len(sets) < len(keys):
+            present = np.array([entry is not None for entry in packed])
+            tree.deletes.append(coordinates[~present])
+            coordinates = coordinates[present]
+        if sets:
+            tree.add_packed(coordinates, b"".join(sets))
+        return True
+
+    def chunks_of(self, keys: Sequence[str]) -> tuple[str, str, NDArray[np.int64]] | None:
+        """Tell which chunks keys mean that are all of one tree: its node, kind and coordinates.
+
+        None where they are not, where that is not sure, and where they are few: then each key has
+        to be looked at.
+        """
+        if len(keys) < _FEW:
+            return None
+        head = keys[0].rstrip(_TAIL)
+        shape = _shape_of(head, keys[0])
+        if shape is None:
+            return None
+        owner, kind, ndim, start = shape
+        if not self.owns(owner) or self.has_nodes_below(head, owner):
+            return None
+        coordinates = parse_chunks(keys, keys[0][:start], kind[-1], ndim)
+        return None if coordinates is None else (owner, kind, coordinates)
 
     def _sort_one(self, key: str, packed: bytes | None, edit: NodeEdit) -> None:
         folder, name = split_key(key)
@@ -200,45 +250,7 @@ class Classifier:
         if packed is None:
             tree.deletes.append(row)
         else:
-            tree.coordinates.append(row)
-            tree.packed.append(packed)
-
-    def _sort_bucket(
-        self,
-        values: Mapping[str, bytes | None],
-        edit: NodeEdit,
-        head: str,
-        slashes: int,
-        dots: int,
-        keys: list[str],
-    ) -> bool:
-        """Sort keys that differ in their numbers only, all at once; False where that is unsafe."""
-        shape = _shape_of(head, keys[0], slashes, dots)
-        if shape is None or len(keys) < 8:
-            return False
-        owner, kind, ndim, start = shape
-        if not self.owns(owner) or self.has_nodes_below(head, owner):
-            return False
-        text = "/".join([key[start:] for key in keys])
-        if dots:
-            text = text.replace(".", "/")
-        if _NUMBERS.fullmatch(text) is None:
-            return False
-        numbers = np.fromstring(text, np.int64, sep="/")
-        if len(numbers) != len(keys) * ndim or (numbers >> COORDINATE_BITS).any():
-            return False
-        coordinates = numbers.reshape(len(keys), ndim)
-        packed = [values[key] for key in keys]
-        tree = edit.at(owner).tree(kind, ndim)
-        present = np.array([entry is not None for entry in packed])
-        sets = [entry for entry in packed if entry is not None]
-        if not present.all():
-            tree.deletes.append(coordinates[~present])
-            coordinates = coordinates[present]
-        if sets:
-            tree.coordinates.append(coordinates)
-            tree.packed.append(b"".join(sets))
-        return True
+            tree.add_packed(row, packed)
 
     def has_nodes_below(self, head: str, owner: str) -> bool:
         """Tell whether there are, or will be, nodes that could own keys of `owner` below `head`."""
@@ -314,11 +326,18 @@ def _chunks_of(view: TreeView, path: str, node: Node | None) -> Iterator[str]:
         yield from view.chunk_keys(path, form)
 
 
-def _shape_of(head: str, key: str, slashes: int, dots: int) -> tuple[str, str, int, int] | None:
-    """Say what the keys of a bucket can be: owner, kind, dimensions, where the numbers begin."""
+def key_blocks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield keys in blocks of a size to be looked at together."""
+    for start in range(0, len(keys), _BLOCK):
+        yield keys[start : start + _BLOCK]
+
+
+def _shape_of(head: str, key: str) -> tuple[str, str, int, int] | None:
+    """Say what keys like one can be: owner, kind, dimensions, where the numbers begin."""
     tail = key[len(head) :]
     if not tail:
         return None
+    slashes, dots = tail.count("/"), tail.count(".")
     in_c = head == "c" or head.endswith("/c")
     owner, kind, ndim, start = "", "", 0, len(head) + 1
     if in_c and (tail[0] == "/" and not dots):

@@ -10,9 +10,11 @@ Source: docs/format.md, Keys; Zarr v3 specification, chunk key encodings; Zarr v
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from cas_zarr.errors import CasZarrError, FormatError, InvalidKeyError
@@ -31,6 +33,7 @@ __all__ = [
     "form_of",
     "is_plain",
     "parse_chunk",
+    "parse_chunks",
     "parse_form",
     "split_key",
 ]
@@ -42,6 +45,8 @@ OWNERS: Final = frozenset({"zarr.json", ".zarray"})
 MAX_KEY_BYTES: Final = 1024
 MAX_DEPTH: Final = 64
 
+_ZERO: Final = ord("0")
+_NEWLINE: Final = ord("\n")
 _N = r"(?:0|[1-9][0-9]{0,9})"
 _CHUNK = re.compile(rf"c|(c)((?:/{_N})+)|(c)((?:\.{_N})+)|{_N}(?:\.{_N})*|{_N}(?:/{_N})+", re.ASCII)
 _FORM = re.compile(r"c|(c/|c\.|\.|/)([1-9][0-9]?)", re.ASCII)
@@ -131,6 +136,44 @@ def parse_chunk(name: str) -> tuple[str, tuple[int, ...]] | None:
     if len(parts) > MAX_NDIM or max(coordinates) >> COORDINATE_BITS:
         return None
     return prefix + separator, coordinates
+
+
+def parse_chunks(
+    keys: Sequence[str], prefix: str, separator: str, ndim: int
+) -> NDArray[np.int64] | None:
+    """Return the coordinates, shape (n, ndim), of keys that are a prefix and a chunk's numbers.
+
+    None if one of them has another prefix, other separators or not just so many canonical numbers.
+    """
+    n, head = len(keys), np.frombuffer(prefix.encode("utf-8", "surrogatepass"), np.uint8)
+    text = "\n".join(keys).encode("utf-8", "surrogatepass")
+    raw = np.frombuffer(text + b"\n", np.uint8)
+    before = int((head < _ZERO).sum())  # separators, and what else stands below the digits
+    found = np.flatnonzero(raw < _ZERO)
+    if len(found) != n * (before + ndim) or _NEWLINE in head:
+        return None
+    marks = found.reshape(n, before + ndim)
+    lines = np.append(0, marks[:-1, -1] + 1)
+    if lines[-1] + len(head) >= len(raw):
+        return None
+    if len(head) and (sliding_window_view(raw, len(head))[lines] != head).any():
+        return None
+    ends = marks[:, before:]
+    if (raw[ends] != [ord(separator)] * (ndim - 1) + [_NEWLINE]).any():
+        return None
+    starts = np.column_stack([lines + len(head), ends[:, :-1] + 1])
+    lengths = ends - starts
+    longest = int(lengths.max())
+    if lengths.min() < 1 or longest > 10 or ((raw[starts] == _ZERO) & (lengths > 1)).any():
+        return None
+    coordinates = np.zeros((n, ndim), np.int64)
+    for place in range(longest, 0, -1):  # from the last of the digits
+        digits, there = raw[np.maximum(ends - place, 0)] - _ZERO, lengths >= place
+        if ((digits > 9) & there).any():
+            return None
+        coordinates *= 10
+        coordinates += digits * there
+    return None if (coordinates >> COORDINATE_BITS).any() else coordinates
 
 
 def chunk_key(form: str, coordinates: tuple[int, ...]) -> str:
