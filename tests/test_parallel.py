@@ -42,10 +42,13 @@ def no_more_threads() -> Iterator[Callable[[], object]]:
 
 def test_results_come_in_order_from_several_threads(mapped: Map) -> None:
     names = set()
+    another = threading.Event()
 
     def square(number: int) -> int:
         names.add(threading.get_ident())
-        time.sleep(0.002)
+        if len(names) > 1:
+            another.set()
+        assert number or another.wait(10)
         return number * number
 
     assert mapped(square, range(100)) == [number * number for number in range(100)]
@@ -73,11 +76,13 @@ def test_after_an_error_nothing_begins_and_nothing_runs_on(mapped: Map) -> None:
 
 def test_an_error_of_the_caller_s_thread_is_raised_as_well(mapped: Map) -> None:
     caller = threading.get_ident()
+    here = threading.Event()
 
     def fail_here(_: int) -> None:
-        time.sleep(0.01)
         if threading.get_ident() == caller:
+            here.set()
             raise KeyboardInterrupt
+        here.wait(10)
 
     with pytest.raises(KeyboardInterrupt):
         mapped(fail_here, range(50))
