@@ -368,7 +368,8 @@ def _split(path: str) -> tuple[str, str, str]:
     kind, _, rest = path.removeprefix("/").partition("/")
     key, slash, inner = rest.partition("/")
     behind = f"/{inner}".rstrip("/") if slash else ""
-    if any(segment in ("", ".", "..") for segment in behind.split("/")[1:]) or "\0" in path:
+    strange = "\0" in path or path.encode("utf-8", "replace").decode() != path  # half a character
+    if strange or any(segment in ("", ".", "..") for segment in behind.split("/")[1:]):
         raise FormatError(f"a name leads to {path[:200]!r}, which is no path")
     if kind == "ipfs" and path.startswith("/"):
         try:

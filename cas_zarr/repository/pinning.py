@@ -334,8 +334,8 @@ class PinningService:
         pin = value.get("pin") if isinstance(value, dict) else None
         if not isinstance(pin, dict):
             raise self._nonsense("a pin is none")
-        request_id, state, cid = value.get("requestid"), value.get("status"), pin.get("cid")
-        if not isinstance(request_id, str) or not 0 < len(request_id) <= _MAX_ID:
+        request_id, state, cid = _text(value.get("requestid")), value.get("status"), pin.get("cid")
+        if not 0 < len(request_id) <= _MAX_ID:
             raise self._nonsense("a pin has no requestid")
         if state not in _STATES:
             raise self._nonsense(f"a pin has the status {state!r}")
@@ -488,7 +488,11 @@ def _place(request_id: str) -> str:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+    """Return text, "" for what is none: JSON can hold half a character."""
+    try:
+        return value if isinstance(value, str) and value.encode() else ""
+    except UnicodeEncodeError:
+        return ""
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -217,6 +217,16 @@ def test_a_gateway_that_cannot_be_trusted(
         resolve_ipns(str(NAME), gateways=[url])
 
 
+@pytest.mark.parametrize("behind", ["/a/\udcff", "/../a", "//a", "/a\0b", "/" + 5000 * "a"])
+def test_a_node_that_leads_nowhere(behind: str) -> None:
+    class Strange(KuboNode):
+        def name_resolve(self, name: str) -> str:
+            return path(name) + behind
+
+    with pytest.raises(FormatError):
+        resolve_ipns(str(NAME), nodes=[Strange("http://127.0.0.1:1")])
+
+
 def test_a_name_that_leads_to_another(gateway: Callable[..., str]) -> None:
     key = Ed25519PrivateKey.generate()
     second = name_of(key.public_key().public_bytes_raw())

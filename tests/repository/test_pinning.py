@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from servers.pinning import TOKEN, Pinning, serve_pinning
 from cas_zarr import Repository
 from cas_zarr.cid import BLAKE3, RAW, CidBytes, cid_of, format_cid
 from cas_zarr.errors import InvalidArgumentError, NotFoundError, RemoteError
+from cas_zarr.repository import pinning
 from cas_zarr.repository.pinning import PinningService, pin_remote
 
 
@@ -122,6 +124,7 @@ GOOD: dict[str, Any] = {
         "",
         GOOD | {"requestid": None},
         GOOD | {"requestid": "x" * 2000},
+        GOOD | {"requestid": "\udcff"},
         GOOD | {"status": "done"},
         GOOD | {"status": []},
         GOOD | {"pin": None},
@@ -146,6 +149,21 @@ def test_a_list_without_an_end_ends(
     monkeypatch.setattr(server, "listed", lambda _: {"count": 10**9, "results": [GOOD]})
     assert len(list(service.list())) == 1
     assert json.loads(json.dumps(GOOD)) == GOOD
+
+
+def test_a_list_that_always_has_more_is_given_up(
+    server: Pinning, service: PinningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pinning, "_MAX_PAGES", 3)
+    numbers = count()
+    monkeypatch.setattr(
+        server,
+        "listed",
+        lambda _: {"count": 10**9, "results": [GOOD | {"requestid": str(next(numbers))}]},
+    )
+    with pytest.raises(RemoteError, match="without an end"):
+        list(service.list())
+    assert next(numbers) == 3
 
 
 def test_arguments_of_no_sense() -> None:
@@ -222,10 +240,11 @@ def test_what_a_service_does_not_filter_is_filtered_here(
 def test_a_list_without_times_is_no_shorter_list(
     server: Pinning, service: PinningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    untimed = {key: GOOD[key] for key in GOOD if key != "created"}
-    monkeypatch.setattr(server, "listed", lambda _: {"count": 2, "results": [untimed]})
-    with pytest.raises(RemoteError, match="when it was created"):
-        list(service.list())
+    for created in (None, 5, "", "\udcff"):
+        untimed = GOOD | {"created": created}
+        monkeypatch.setattr(server, "listed", lambda _, one=untimed: {"count": 2, "results": [one]})
+        with pytest.raises(RemoteError, match="when it was created"):
+            list(service.list())
 
 
 def test_a_token_that_is_said_back_in_an_answer_is_not_shown(
