@@ -59,7 +59,7 @@ _SMALL_INDEX: Final = 4 << 20  # of a file on a server: read whole up to this si
 _LARGE_INDEX: Final = 256 << 20  # of a local file
 _HEAD: Final = 320  # a length and the longest CID
 _WINDOW: Final = 1 << 16
-_GUESS: Final = 1 << 16  # what is read first of a section whose length is not known
+_GUESS: Final = 1 << 16  # what is read at least of a section whose length is not known
 _REQUESTS: Final = 16  # at once
 
 
@@ -405,7 +405,7 @@ class CarBlocks(ReadOnlyBlocks):
         """Return how many bytes to read for the section at an offset: all of it, or a guess."""
         offsets = self._offsets
         if offsets is None:
-            return min(self._guess, self._payload - offset)
+            return min(self._guess, MAX_SECTION, self._payload - offset)
         row = int(np.searchsorted(offsets, np.uint64(offset), side="right"))
         stop = int(offsets[row]) if row < len(offsets) else self._payload
         return max(min(stop, self._payload, offset + MAX_SECTION) - offset, 0)
@@ -428,7 +428,7 @@ class CarBlocks(ReadOnlyBlocks):
             )
         if end > len(data):
             data += self._source.read_at(self._start + offset + len(data), end - len(data))
-            self._guess = max(self._guess, end)
+        self._guess = max(_GUESS, end + (end >> 2), self._guess * 3 >> 2)  # blocks differ a little
         return cid, data[begin:end]
 
     def _runs(self, places: NDArray[np.int64]) -> _Runs:

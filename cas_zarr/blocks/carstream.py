@@ -7,11 +7,11 @@ only blocks that the root or an earlier block links are given, and the number of
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import BinaryIO, cast
 
+from cas_zarr.blocks.carsource import Paced
 from cas_zarr.blocks.http import HttpStream
 from cas_zarr.blocks.transport import shown
 from cas_zarr.cid import (
@@ -33,13 +33,12 @@ __all__ = ["Car", "blocks_of"]
 
 _TYPE = "application/vnd.ipld.car"
 _UNASKED = 64  # blocks; repeated ones count as well
-_SLOWEST = 1024  # bytes a second, over the time-out
 
 _CBOR_LINK = re.compile(rb"\xd8\x2a\x58([\x22-\x7f])\x00", re.DOTALL)
 _JSON_LINK = re.compile(rb'"/"\s*:\s*"([A-Za-z0-9]{46,128})"')
 
 
-class Car:
+class Car(Paced):
     """The body of an answer that should be a CAR, as a binary file for `CarReader`.
 
     Parameters
@@ -52,12 +51,7 @@ class Car:
     """
 
     def __init__(self, stream: HttpStream, url: str, timeout: float) -> None:
-        self.where = shown(url)
-        self._stream = stream
-        self._timeout = timeout
-        self._began = time.monotonic()
-        self._waited = 0.0
-        self._size = 0
+        super().__init__(stream, shown(url), timeout)
         kind = stream.headers.get("content-type", "none").partition(";")[0].strip().lower()
         if stream.status != 200 or kind != _TYPE:
             raise RemoteError(
@@ -65,23 +59,6 @@ class Car:
                 f"and not {_TYPE}; ask for single blocks, or check that it is a trustless gateway",
                 status=stream.status,
             )
-
-    def seekable(self) -> bool:
-        """Tell that one cannot seek."""
-        return False
-
-    def read(self, size: int) -> bytes:
-        """Return at most `size` bytes."""
-        began = time.monotonic()
-        piece = self._stream.read(size)
-        self._waited += time.monotonic() - began
-        self._size += len(piece)
-        if self._waited > self._timeout and self._size < _SLOWEST * self._waited:
-            raise RemoteError(
-                f"GET {self.where}: {self._size} bytes in {self._waited:.0f} s are too few; ask "
-                "another gateway"
-            )
-        return piece
 
 
 def blocks_of(car: Car, root: CidBytes) -> Iterator[tuple[CidBytes, bytes]]:

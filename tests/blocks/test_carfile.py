@@ -526,6 +526,27 @@ def test_no_window_is_asked_for_twice_in_one_look(
     assert len(windows) < 1.5 * len(blocks) / 4
 
 
+def test_a_large_block_does_not_make_small_ones_dear(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carfile, "_SMALL_INDEX", 0)
+    large = bytes(2 << 20)
+    near = [random.Random(n).randbytes(900_000 + 100 * n) for n in range(6)]
+    far = sample_blocks(20, 3) | {cid_of(RAW, SHA256, large): large}
+    blocks = {cid_of(RAW, BLAKE3, data): data for data in (large, *near)} | far
+    server.data = write_car(tmp_path / "x.car", blocks).read_bytes()
+    with CarBlocks(server.url) as car:
+        for cids in (list(blocks)[:7], list(far)[:15]):
+            for cid in cids:
+                assert car.get(cid) == blocks[cid]
+            first, last = map(int, (server.asked[-1] or "")[6:].split("-"))
+            assert last - first < 2 * max(len(blocks[cid]), 1 << 16)
+        asked = len(server.asked)
+        for cid in list(blocks)[1:7]:
+            car.get(cid)
+        assert len(server.asked) - asked < 9  # seldom a second time for the rest of one
+
+
 def test_a_server_without_ranges_is_told(server: Server, tmp_path: Path) -> None:
     server.data = write_car(tmp_path / "x.car", BLOCKS).read_bytes()
     server.ranges = False
