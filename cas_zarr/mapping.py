@@ -32,11 +32,13 @@ from cas_zarr.cid import (
 from cas_zarr.codecs.shardindex import ShardLayout, parse_layout
 from cas_zarr.codecs.unixfs import LEAF_SIZE
 from cas_zarr.errors import (
+    BlockNotFoundError,
     ConflictError,
     FormatError,
     InvalidArgumentError,
     NotFoundError,
     ReadOnlyError,
+    StorageError,
     WriteOnceError,
 )
 from cas_zarr.tree.apply import apply, link, link_keys
@@ -536,7 +538,11 @@ class CASMapping(MutableMapping[str, bytes]):
     # -- MutableMapping ---------------------------------------------------------------------
 
     def __getitem__(self, key: str) -> bytes:
-        value = self.get_value(key)
+        try:
+            value = self.get_value(key)
+        except BlockNotFoundError as error:
+            # It is there, but out of reach: a KeyError would say that there is none.
+            raise StorageError(str(error)) from error
         if value is None:
             raise KeyError(key)
         return value if type(value) is bytes else bytes(value)
