@@ -38,6 +38,8 @@ __all__ = ["PARTS", "Links", "cubes"]
 
 _CUBE = 64  # chunks along each side of a batch
 _CHANGES = 20
+_SCATTERED = 10_000
+_WALKED = 2_000_000  # chunks; a walk takes more than 100 bytes for each
 _BARRED = 99_000_000  # chunks from which the bars apply
 
 
@@ -193,6 +195,48 @@ def _open(folder: Path, side: int) -> list[Figure]:
     ]
 
 
+def _scatter(folder: Path, side: int) -> list[Figure]:
+    """Commit chunks that lie all over the array."""
+    from cas_zarr import Repository
+
+    before = peak_memory()
+    with closing(Repository.open(folder / "repo")) as repository:
+        session = repository.session("main")
+        for number in Random(side + 1).sample(range(side**3), _SCATTERED):
+            session.mapping.set_value(chunk_key(number, side), _value(number))
+        handed, start = bytes_written(), process_time()
+        with clock() as committing:
+            session.commit("scattered chunks")
+        computing, written = process_time() - start, bytes_written() - handed
+    return [
+        Figure(f"commit of {_SCATTERED:,} scattered chunks", committing(), "s"),
+        Figure("... of it on the processor", computing, "s"),
+        Figure("... bytes written", written, "B"),
+        Figure("... peak memory", peak_memory(), "B", None, f"{before:,} B before"),
+    ]
+
+
+def _walk(folder: Path, side: int) -> list[Figure]:
+    """Go through all blocks of a root, as a clone or an export does; not where that is too much."""
+    from cas_zarr import Repository
+    from cas_zarr.tree.walk import reachable
+
+    before, blocks, seconds = peak_memory(), 0, 0.0
+    if side**3 <= _WALKED:
+        with closing(Repository.open(folder / "repo", read_only=True)) as repository:
+            root = repository.resolve("main").root
+            with clock() as walking:
+                blocks = sum(1 for _ in reachable(repository.blocks, root))
+        seconds = walking()
+    grown = peak_memory() - before
+    return [
+        Figure("walk over all links", seconds, "s", None, f"{blocks:,} blocks named"),
+        Figure(
+            "... memory a block", grown / blocks if blocks else 0, "B", None, "each is remembered"
+        ),
+    ]
+
+
 def _mark(folder: Path, side: int) -> list[Figure]:  # noqa: ARG001
     """Find out what a collection would delete: all pages are opened, all links looked up."""
     from cas_zarr import Repository
@@ -211,6 +255,8 @@ PARTS: dict[str, Callable[[Path, int], list[Figure]]] = {
     "change": _change,
     "diff": _diff,
     "open": _open,
+    "scatter": _scatter,
+    "walk": _walk,
     "mark": _mark,
 }
 
