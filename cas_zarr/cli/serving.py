@@ -62,9 +62,11 @@ def gateway_command(
 
     repo = Repository.open(repository, read_only=not fetch)
     if access_log:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_Printable())
         logger = logging.getLogger(ACCESS_LOG)
         logger.setLevel(logging.INFO)
-        logger.addHandler(logging.StreamHandler(sys.stderr))
+        logger.addHandler(handler)
 
     def tell(server: Server) -> None:
         if as_json:
@@ -79,3 +81,10 @@ def gateway_command(
 
     with repo:
         serve(repo, host=host, port=port, fetch=fetch, access_log=access_log, ready=tell)
+
+
+class _Printable(logging.Formatter):
+    """Shows what clients sent without what a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -44,10 +45,15 @@ def test_it_serves_until_a_signal(started: subprocess.Popen[str], number: signal
     assert url.startswith("http://127.0.0.1:")
     with urllib.request.urlopen(f"{url}/zarr/main/zarr.json", timeout=10) as answer:
         assert json.load(answer)["node_type"] == "group"
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as raw:
+        raw.sendall(b"GET / HTTP/1.0\r\nUser-Agent: a\xc2\x9b31mb\r\n\r\n")
+        assert raw.recv(1 << 16)
     started.send_signal(number)
     _, err = started.communicate(timeout=20)
     assert started.returncode == 0, err
     assert '"GET /zarr/main/zarr.json HTTP/1.1" 200' in err
+    assert "\x9b" not in err  # which some terminals obey
     assert "Traceback" not in err
 
 
