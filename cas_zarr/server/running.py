@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cas_zarr.errors import StorageError
+from cas_zarr.errors import InvalidArgumentError, StorageError
 from cas_zarr.server.app import ACCESS_LOG, Limits, aiohttp_web, build_app
 from cas_zarr.server.connections import Connections
 
@@ -44,6 +44,8 @@ class _Running:
     def __init__(
         self, repo: Repository, host: str, port: int, fetch: bool, limits: Limits | None, log: bool
     ) -> None:
+        if not host:  # which would be every address of this machine
+            raise InvalidArgumentError("a server needs an address to listen on, as 127.0.0.1")
         self._web = aiohttp_web()
         self._repo, self._host, self._port = repo, host, port
         self._fetch, self._limits, self._log = fetch, limits or Limits(), log
@@ -64,11 +66,11 @@ class _Running:
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(made, self._host, self._port)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, ValueError) as error:
             await self._runner.cleanup()
             raise StorageError(
-                f"cannot listen on {self._host}:{self._port}: {error}; choose another port, or "
-                "end what uses it"
+                f"cannot listen on {self._host}:{self._port}: {error}; choose another address or "
+                "port, or end what uses it"
             ) from error
         host, port = self._server.sockets[0].getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -175,10 +175,50 @@ def test_many_clients_at_once(served: Served) -> None:
 def test_a_port_that_is_taken(served: Served) -> None:
     port = int(served.url.rpartition(":")[2])
     with (
-        pytest.raises(StorageError, match="choose another port"),
+        pytest.raises(StorageError, match="choose another address or port"),
         serve_in_thread(served.repo, port=port),
     ):
         pass
+
+
+@pytest.mark.parametrize("host", ["a" * 70, "é" * 80, "x\0y", "not a name"])
+def test_an_address_that_is_none(served: Served, host: str) -> None:
+    with (
+        pytest.raises(StorageError, match="choose another"),
+        serve_in_thread(served.repo, host=host),
+    ):
+        pass
+
+
+def test_no_address_is_not_every_address(served: Served) -> None:
+    with (
+        pytest.raises(InvalidArgumentError, match="address"),
+        serve_in_thread(served.repo, host=""),
+    ):
+        pass
+
+
+@pytest.mark.slow
+def test_a_slow_client_gets_a_large_document(tmp_path: Path) -> None:
+    with CASStore(tmp_path / "large.cas") as store:
+        zarr.open_group(store, mode="a").attrs["x"] = "y" * (24 << 20)
+        store.commit("first")
+    limits = Limits(patience=0.5)
+    with (
+        Repository.open(tmp_path / "large.cas") as repo,
+        serve_in_thread(repo, limits=limits) as server,
+        socket.socket() as slow,
+    ):
+        host, _, port = server.url.removeprefix("http://").rpartition(":")
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        slow.settimeout(20)
+        slow.connect((host, int(port)))
+        slow.sendall(b"GET /zarr/main/zarr.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        taken = 0
+        while data := slow.recv(1 << 18):
+            taken += len(data)
+            time.sleep(len(data) / (10 << 20))  # ten mebibytes a second
+    assert taken > 24 << 20
 
 
 def test_limits_make_sense() -> None:
