@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from cas_zarr.blocks.base import BlockStore
@@ -32,9 +32,9 @@ from cas_zarr.errors import FormatError, InvalidKeyError, NotFoundError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.refs import Branch, Refs
 from cas_zarr.repository.versions import resolve, root_of
-from cas_zarr.server.dags import decode_block, get_block, inline
+from cas_zarr.server.dags import decode_block
 from cas_zarr.server.negotiation import HttpError
-from cas_zarr.tree.directories import find_name, open_entry
+from cas_zarr.tree.directories import find_name, is_inline, open_entry, read_block
 from cas_zarr.tree.node import ROOT_TYPE
 from cas_zarr.tree.shards import TreeReader
 from cas_zarr.tree.values import read_value
@@ -94,6 +94,15 @@ class Target(ReadableCids):
     data: bytes | memoryview | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Dataset:
+    """A dataset that is open; what it composes is kept, by one thread at a time."""
+
+    mapping: CASMapping
+    consolidation: Consolidation
+    composing: threading.Lock = field(default_factory=threading.Lock)
+
+
 class Versions:
     """Datasets that were opened by their root, some of them kept for the next request.
 
@@ -106,8 +115,12 @@ class Versions:
     def __init__(self, hash: str) -> None:
         self._hash = hash
         self._lock = threading.Lock()
-        self._open: OrderedDict[CidBytes, tuple[CASMapping, Consolidation]] = OrderedDict()
-        self._composing = threading.Lock()
+        self._open: OrderedDict[CidBytes, _Dataset] = OrderedDict()
+
+    def has_open(self, root: CidBytes) -> bool:
+        """Tell whether a dataset is open, and so is one."""
+        with self._lock:
+            return root in self._open
 
     def root_named(self, refs: Refs, blocks: BlockStore, version: str) -> CidBytes:
         """Return the root of a branch, a tag, or of one with ``~n`` behind it.
@@ -128,10 +141,11 @@ class Versions:
         self, blocks: BlockStore, root: CidBytes, key: str, *, cached: bool = True
     ) -> Target | None:
         """Return what a key of a dataset leads to, or None."""
-        mapping, consolidation = self._dataset(blocks, root, cached)
+        dataset = self._dataset(blocks, root, cached)
+        mapping = dataset.mapping
         if is_composed(key):
-            with self._composing:  # the cache inside is not for several threads
-                data = consolidation.get(key)
+            with dataset.composing:
+                data = dataset.consolidation.get(key)
             if data is None:
                 return None
             tag = format_cid(cid_of(RAW, BLAKE3, data))
@@ -145,19 +159,17 @@ class Versions:
         held = None if value is None else bytes(value)
         return Target("file", root if document else cid, size, format_cid(cid), held)
 
-    def _dataset(
-        self, blocks: BlockStore, root: CidBytes, cached: bool
-    ) -> tuple[CASMapping, Consolidation]:
+    def _dataset(self, blocks: BlockStore, root: CidBytes, cached: bool) -> _Dataset:
         with self._lock:
             found = self._open.get(root) if cached else None
             if found is not None:
                 self._open.move_to_end(root)
                 return found
         mapping = CASMapping(blocks, root, hash=self._hash, read_only=True)
-        made = mapping, Consolidation(mapping, fixed=True)
+        made = _Dataset(mapping, Consolidation(mapping, fixed=True))
         if cached:
             with self._lock:
-                self._open[root] = made
+                made = self._open.setdefault(root, made)  # another thread may have been first
                 while len(self._open) > _KEPT:
                     self._open.popitem(last=False)
         return made
@@ -192,8 +204,9 @@ def follow(
         if codec in (DAG_PB, RAW):
             cid, names = _named(blocks, cid, names[0]), names[1:]
             continue
-        value = decode_block(cid, get_block(blocks, cid))
-        if codec == DAG_JSON and _is_root(value):
+        opened = cached and versions.has_open(cid)
+        value = None if opened else decode_block(cid, read_block(blocks, cid))
+        if opened or (codec == DAG_JSON and _is_root(value)):
             key = "/".join(names)
             target = versions.key(blocks, cid, key, cached=cached)
             if target is None:
@@ -226,7 +239,7 @@ def _named(blocks: BlockStore, cid: CidBytes, name: str) -> CidBytes:
 
 
 def _block(blocks: BlockStore, cid: CidBytes) -> Target:
-    data = get_block(blocks, cid)
+    data = read_block(blocks, cid)
     suffix = {DAG_JSON: ".dag-json", DAG_CBOR: ".dag-cbor"}.get(codec_of(cid), "")
     return Target("block", cid, len(data), format_cid(cid) + suffix, data)
 
@@ -255,9 +268,8 @@ def pieces_of(
 ) -> Iterator[bytes | memoryview]:
     """Yield bytes `start` to `stop` of a file, a mebibyte at a time, verified."""
     cid = target.block
-    held = inline(cid)
-    if held is not None and codec_of(cid) == RAW:
-        yield held[start:stop]
+    if is_inline(cid) and codec_of(cid) == RAW:
+        yield read_block(blocks, cid)[start:stop]
         return
     reader = TreeReader(blocks)
     while start < stop:

@@ -21,15 +21,15 @@ from cas_zarr.cid import (
     Link,
     as_cid_bytes,
     codec_of,
-    decode_varint,
     format_cid,
 )
 from cas_zarr.codecs import dagcbor, dagjson, dagpb
 from cas_zarr.codecs.unixfs import decode_file_node
 from cas_zarr.codecs.unixfsdir import decode_directory, node_type
 from cas_zarr.errors import FormatError, LimitError
+from cas_zarr.tree.directories import is_inline, read_block
 
-__all__ = ["Recorder", "dag_blocks", "decode_block", "entity_blocks", "inline", "links_of"]
+__all__ = ["Recorder", "dag_blocks", "decode_block", "entity_blocks", "links_of"]
 
 MAX_DEPTH: Final = 100_000
 MAX_BLOCKS: Final = 100_000_000
@@ -62,19 +62,6 @@ class Recorder(ReadOnlyBlocks):
 
     def _size(self, cid: CidBytes) -> int | None:
         return self._blocks.size(cid)
-
-
-def inline(cid: CidBytes) -> bytes | None:
-    """Return the bytes that a CID of multihash identity carries itself; None for another CID."""
-    _, at = decode_varint(cid, 1)
-    code, at = decode_varint(cid, at)
-    return cid[decode_varint(cid, at)[1] :] if code == 0 else None
-
-
-def get_block(blocks: BlockStore, cid: CidBytes) -> bytes:
-    """Return a block, verified; that of an identity CID from the CID."""
-    data = inline(cid)
-    return blocks.get(cid) if data is None else data
 
 
 def decode_block(cid: CidBytes, data: bytes) -> Any:
@@ -151,8 +138,8 @@ def dag_blocks(
             continue
         if not dups:
             opened.add(cid)
-        data = get_block(blocks, cid)
-        if inline(cid) is None and (dups or cid not in seen):
+        data = read_block(blocks, cid)
+        if not is_inline(cid) and (dups or cid not in seen):
             seen.add(cid)
             sent += 1
             yield cid, data
@@ -172,7 +159,7 @@ def dag_blocks(
 def _leaves(
     blocks: BlockStore, links: Sequence[CidBytes], seen: set[CidBytes], dups: bool
 ) -> Iterator[tuple[CidBytes, bytes]]:
-    wanted = [link for link in links if inline(link) is None]
+    wanted = [link for link in links if not is_inline(link)]
     if not dups:
         wanted = [link for link in dict.fromkeys(wanted) if link not in seen]
     for start in range(0, len(wanted), _BATCH):
@@ -203,7 +190,7 @@ def entity_blocks(
     dups : bool
         Whether what is linked twice is walked and yielded each time.
     """
-    data = get_block(blocks, cid)
+    data = read_block(blocks, cid)
     yield cid, data
     if codec_of(cid) != DAG_PB:
         return
@@ -241,7 +228,7 @@ def _file(
             continue
         if not dups and start <= offset and offset + size <= stop:
             whole.add(child)  # nothing of it is left out, so another time shows nothing more
-        block = get_block(blocks, child)
+        block = read_block(blocks, child)
         yield child, block
         if codec_of(child) == DAG_PB:
             if len(stack) > 16:
@@ -273,7 +260,7 @@ def _shards(blocks: BlockStore, data: bytes, dups: bool) -> Iterator[tuple[CidBy
             continue
         if not dups:
             walked.add(cid)
-        block = get_block(blocks, cid)
+        block = read_block(blocks, cid)
         yield cid, block
         if len(stack) > 64:
             raise LimitError(f"shard {format_cid(cid)} lies deeper than hashes have bits")

@@ -40,7 +40,7 @@ from cas_zarr.errors import (
 from cas_zarr.repository.remotes import local_blocks
 from cas_zarr.repository.webrefs import describe_refs
 from cas_zarr.server.content import Target, Versions, follow, media_type, pieces_of
-from cas_zarr.server.dags import Recorder, dag_blocks, entity_blocks, get_block, inline
+from cas_zarr.server.dags import Recorder, dag_blocks, entity_blocks
 from cas_zarr.server.listing import listing
 from cas_zarr.server.negotiation import (
     RAW_TYPE,
@@ -53,6 +53,7 @@ from cas_zarr.server.negotiation import (
     choose_format,
     matches_etag,
 )
+from cas_zarr.tree.directories import is_inline, read_block
 from cas_zarr.tree.keys import DOCUMENTS
 
 if TYPE_CHECKING:
@@ -217,8 +218,10 @@ class Gateway:
 
     def _look(self, asked: Asked, cid: CidBytes, *, below: bool = False) -> None:
         """Refuse a CID that cannot be checked, or whose block is not here."""
-        if inline(cid) is None and not self.blocks.has(cid):
-            if "only-if-cached" in asked.headers.get("cache-control", ""):
+        cached = "only-if-cached" in asked.headers.get("cache-control", "").lower()
+        blocks = local_blocks(self._repo.blocks) if cached else self.blocks
+        if not is_inline(cid) and not blocks.has(cid):
+            if cached:
                 raise HttpError(412, "the block is not here")
             raise HttpError(502 if below else 404, f"block {format_cid(cid)} is not here")
 
@@ -231,10 +234,10 @@ class Gateway:
         if matches_etag(asked, etag):
             return Reply(304, headers)
         if asked.head:
-            found = inline(cid)
-            size = self.blocks.size(cid) if found is None else len(found)
+            here = is_inline(cid)
+            size = len(read_block(self.blocks, cid)) if here else self.blocks.size(cid)
             return _ranged(asked, headers, size, etag, lambda _start, _stop: b"")
-        data = get_block(self.blocks, cid)
+        data = read_block(self.blocks, cid)
         whole = memoryview(data)
         return _ranged(asked, headers, len(data), etag, lambda start, stop: whole[start:stop])
 
@@ -282,6 +285,8 @@ class Gateway:
             target = follow(self._versions, self.blocks, cid, names)
         roots = dict.fromkeys(format_cid(one) for one in (cid, target.block))
         headers["X-Ipfs-Roots"] = ",".join(roots)
+        if target.kind != "block" and wanted in ("dag-json", "dag-cbor"):
+            raise HttpError(406, f"this is a {target.kind}, not {wanted}; leave the format out")
         if target.kind == "directory":
             if not slash:
                 query = f"?{urlencode(asked.query)}" if asked.query else ""
@@ -302,8 +307,6 @@ class Gateway:
             media = "application/json" if wanted == "json" else f"application/vnd.ipld.{own}"
             headers["Content-Type"] = media
             headers |= _attachment(asked, f"{format_cid(target.block)}.{own}")
-        elif wanted in ("dag-json", "dag-cbor"):
-            raise HttpError(406, f"this is a file, not {wanted}; leave the format out")
         return self._bytes(asked, target, name, headers)
 
     def _directory(
@@ -402,9 +405,9 @@ def _car_pieces(
     if options.scope == "entity":
         found = entity_blocks(blocks, end, options.entity, dups=options.dups)
     else:
-        found = iter([(end, get_block(blocks, end))])
+        found = iter([(end, read_block(blocks, end))])
     for cid, data in found:
-        if inline(cid) is None and (options.dups or cid not in seen):
+        if not is_inline(cid) and (options.dups or cid not in seen):
             seen.add(cid)
             yield cid, data
 

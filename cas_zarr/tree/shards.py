@@ -20,6 +20,7 @@ from cas_zarr.cid import BLAKE3, DAG_JSON, CidBytes, HashFunction, cid_of
 from cas_zarr.codecs import dagjson
 from cas_zarr.codecs.unixfs import FileNode, decode_file_node
 from cas_zarr.errors import FormatError
+from cas_zarr.tree.directories import read_block
 from cas_zarr.tree.node import Node, ShardRef, Value, entries_from, shard_refs
 from cas_zarr.tree.page import PageReader, remember
 
@@ -92,7 +93,7 @@ class TreeReader(PageReader):
         """Return a decoded inner node of a value of more than one leaf."""
         node = self._files.get(cid)
         if node is None:
-            node = decode_file_node(self.blocks.get(cid))
+            node = decode_file_node(read_block(self.blocks, cid))
             remember(self._files, cid, node, 64)
         return node
 

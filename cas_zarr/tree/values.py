@@ -18,6 +18,7 @@ from cas_zarr.codecs.shardindex import ShardLayout, cut_points
 from cas_zarr.codecs.unixfs import LEAF_SIZE, build_file
 from cas_zarr.errors import FormatError, LimitError
 from cas_zarr.parallel import map_ordered
+from cas_zarr.tree.directories import is_inline, read_block
 from cas_zarr.tree.shards import TreeReader
 
 __all__ = ["MAX_VALUE_SIZE", "file_blocks", "is_file", "read_value", "write_value"]
@@ -131,7 +132,7 @@ def read_value(
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A leaf of a file, or bytes that stand in a node itself."""
+    """A leaf of a file, or bytes that stand in a node or in a CID."""
 
     offset: int
     size: int
@@ -154,7 +155,10 @@ def _pieces(
             raise FormatError(
                 f"leaf {format_cid(cid)} claims {size} bytes; a block has at most {MAX_BLOCK_SIZE}"
             )
-        yield _Piece(offset, size, cid)
+        data = read_block(reader.blocks, cid) if is_inline(cid) else None
+        if data is not None and len(data) != size:
+            raise _wrong_size(cid, size, len(data))
+        yield _Piece(offset, size, cid, data)
         return
     node = reader.file_node(cid)
     if node.size != size or depth > _MAX_FILE_DEPTH:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import DAG_CBOR, DAG_PB, RAW, SHA256, CidBytes, cid_of, format_cid
 from cas_zarr.codecs.dagpb import PBLink, PBNode, encode
 from cas_zarr.codecs.murmur3 import MURMUR3_X64_64
+from cas_zarr.mapping import CASMapping
+from cas_zarr.server.content import Versions
 from cas_zarr.server.dags import entity_blocks
 from cas_zarr.server.running import serve_in_thread
 
@@ -145,3 +149,56 @@ def test_a_cut_is_seen_without_chunks_too(served: Served) -> None:
         old.sendall(f"GET /ipfs/{cid}?format=car HTTP/1.0\r\n\r\n".encode())
         with pytest.raises(ConnectionResetError):
             b"".join(iter(lambda: old.recv(1 << 20), b""))
+
+
+# -- one for another -------------------------------------------------------------------------------
+
+
+def test_a_dataset_that_is_slow_to_read_holds_up_no_other() -> None:
+    waiting, go_on = threading.Event(), threading.Event()
+
+    class Slow(MemoryBlocks):
+        """Waits where the long attributes of a group are read."""
+
+        slow: CidBytes | None = None
+
+        def _read(self, cid: CidBytes) -> bytes | None:
+            if cid == self.slow:
+                waiting.set()
+                assert go_on.wait(20)
+            return super()._read(cid)
+
+    blocks, roots = Slow(), []
+    for text in ("x" * (1 << 17), "y" * (1 << 17)):
+        mapping = CASMapping(blocks)
+        mapping["zarr.json"] = json.dumps({"node_type": "group", "x": text}).encode()
+        roots.append(mapping.flush())
+        blocks.slow = blocks.slow or mapping.cid_of("zarr.json")
+    versions = Versions("blake3")
+    thread = threading.Thread(target=versions.key, args=(blocks, roots[0], "zarr.json"))
+    thread.start()
+    try:
+        assert waiting.wait(20)
+        found: list[object] = []
+        other = threading.Thread(
+            target=lambda: found.append(versions.key(blocks, roots[1], "zarr.json"))
+        )
+        other.start()
+        other.join(10)
+        assert found
+    finally:
+        go_on.set()
+        thread.join()
+        other.join()
+
+
+def test_only_what_is_here_is_asked_for_where_a_client_wants_that(tmp_path: Path) -> None:
+    _, found = make(tmp_path / "whole.cas")
+    copy = Repository.clone(tmp_path / "whole.cas", tmp_path / "part.cas", paths="large")
+    with copy, serve_in_thread(copy, fetch=True) as server:
+        client = Served(server.url, copy, **found)
+        path = f"/ipfs/{format_cid(found['chunk'])}?format=raw"
+        for _ in range(2):
+            assert client.get(path, "HEAD", cache_control="only-if-cached").status == 412
+        assert client.get(path).status == 200
+        assert client.get(path, cache_control="only-if-cached").status == 200

@@ -105,6 +105,22 @@ def test_an_identity_cid_carries_its_bytes(served: Served) -> None:
     assert served.get(f"/ipfs/{text}", range="bytes=1-1").body == b"b"
 
 
+def test_a_file_may_have_bytes_in_cids(served: Served) -> None:
+    def inline(codec: int, data: bytes) -> CidBytes:
+        return CidBytes(bytes([1, codec, 0, len(data)]) + data)
+
+    small = encode(PBNode(b"\x08\x02\x12\x03abc\x18\x03", ()))
+    assert served.get(f"/ipfs/{format_cid(inline(DAG_PB, small))}").body == b"abc"
+    links = (PBLink(served.chunk, "", 33), PBLink(inline(RAW_CODEC, b"tail"), "", 4))
+    data = encode(PBNode(b"\x08\x02\x18\x25\x20\x21\x20\x04", links))
+    cid = cid_of(DAG_PB, SHA256, data)
+    served.repo.blocks.put(cid, data)
+    served.repo.blocks.flush()
+    path = f"/ipfs/{format_cid(cid)}"
+    assert served.get(path).body == served.repo.blocks.get(served.chunk) + b"tail"
+    assert served.get(path, range="bytes=-3").body == b"ail"
+
+
 def test_head_is_get_without_a_body(served: Served) -> None:
     for path in (
         f"/ipfs/{format_cid(served.chunk)}?format=raw",
@@ -261,8 +277,16 @@ def test_duplicates_where_they_are_wanted(served: Served) -> None:
     once = served.get(path, accept=f"{CAR}; dups=n")
     often = served.get(path, accept=f"{CAR}; version=1; order=dfs; dups=y")
     assert often.headers["content-type"].endswith("dups=y")
-    cids = blocks_in(often.body)[1]
-    assert set(cids) == set(blocks_in(once.body)[1])
+    assert set(blocks_in(often.body)[1]) == set(blocks_in(once.body)[1])
+    twice = encode(PBNode(b"\x08\x01", tuple(PBLink(served.page, name, 1) for name in "ab")))
+    cid = cid_of(DAG_PB, SHA256, twice)
+    served.repo.blocks.put(cid, twice)
+    served.repo.blocks.flush()
+    found = [
+        blocks_in(served.get(f"/ipfs/{format_cid(cid)}?format=car&car-dups={dups}").body)[1]
+        for dups in "ny"
+    ]
+    assert [cids.count(served.page) for cids in found] == [1, 2]
 
 
 def test_a_missing_block_cuts_the_connection(served: Served) -> None:
@@ -382,6 +406,8 @@ def test_named_versions(served: Served) -> None:
         (404, "/zarr/main/none", {}),
         (404, "/cas-zarr/other", {}),
         (404, "/favicon.ico", {}),
+        (406, "/ipfs/{tree}/?format=dag-json", {}),
+        (406, "/ipfs/{tree}/big?format=dag-cbor", {}),
         (406, "/ipfs/{root}?format=tar", {}),
         (406, "/ipfs/{root}?format=ipns-record", {}),
         (406, "/ipfs/{root}", {"accept": "application/vnd.ipld.car; version=2"}),
