@@ -9,6 +9,7 @@ asking a second server late and rarely.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -121,21 +122,18 @@ class Budget:
     def __init__(self, *, share: float = 0.1, most: float = 16.0) -> None:
         self._share = share
         self._most = most
-        self._left = most
-        self._lock = threading.Lock()
+        self._left = most  # no lock: threads that count at once may lose a request, no more
 
     def earn(self) -> None:
         """Count a first request."""
-        with self._lock:
-            self._left = min(self._most, self._left + self._share)
+        self._left = min(self._most, self._left + self._share)
 
     def spend(self) -> bool:
         """Tell whether a second request may be made now, and count it."""
-        with self._lock:
-            if self._left < 1:
-                return False
-            self._left -= 1
-            return True
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
 
 def health_of(url: str) -> Health:
@@ -146,3 +144,11 @@ def health_of(url: str) -> Health:
 def in_order(servers: Iterable[Health]) -> list[Health]:
     """Return servers as they are best asked; equals stay in their order."""
     return sorted(servers, key=Health.rank)
+
+
+def _after_fork() -> None:
+    for server in _known.values():  # another thread may have held it
+        server._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

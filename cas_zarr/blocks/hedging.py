@@ -53,56 +53,57 @@ class Race(Generic[_T]):
         self._helpers = 0
         self._watches: list[Watch] = []
         self._answer: _T | None = None
+        self._over = False  # nothing more is asked
         self._error: BaseException | None = None
 
     def run(self) -> _T | None:
-        """Return the first answer, or None if there is none."""
-        self._go()
-        with self._changed:
-            while self._answer is None and self._helpers and self._error is None:
-                left = self._deadline - time.monotonic()
-                if left <= 0:
-                    break
-                self._changed.wait(left)
-            answer, error = self._answer, self._error
-            watches = list(self._watches)
-        if self._helpers:
-            for watch in watches:
-                watch.abort()
-        if answer is None and error is not None:
-            raise error
-        return answer
+        """Return the first answer, or None if there is none; what still runs is given up."""
+        try:
+            self._go()
+            with self._changed:
+                while self._helpers and not self._over and self._error is None:
+                    left = self._deadline - time.monotonic()
+                    if left <= 0:
+                        break
+                    self._changed.wait(left)
+        finally:
+            with self._changed:
+                self._end()
+        if self._answer is None and self._error is not None:
+            raise self._error
+        return self._answer
+
+    def _end(self) -> None:
+        self._over = True
+        for watch in self._watches:
+            watch.abort()
 
     def _go(self) -> None:
-        while self._answer is None and time.monotonic() < self._deadline:
-            try:
-                server = self._waiting.popleft()
-            except IndexError:
-                return
-            more = bool(self._waiting)
-            hedged = more and self._budget is not None
-            watch = Watch(after=server.patience, then=self._hedge) if hedged else Watch()
+        while time.monotonic() < self._deadline:
             with self._changed:
-                if self._answer is not None:
+                if self._over or not self._waiting:
                     return
+                server = self._waiting.popleft()
+                more = bool(self._waiting)
+                hedged = more and self._budget is not None
+                watch = Watch(after=server.patience, then=self._hedge) if hedged else Watch()
                 self._watches.append(watch)
             answer = self._ask(server, watch, more)
             with self._changed:
                 self._watches.remove(watch)
-                if answer is not None and self._answer is None:
+                if answer is not None and not self._over:
                     self._answer = answer
-                    for other in self._watches:
-                        other.abort()
+                    self._end()
                     self._changed.notify_all()
 
     def _hedge(self) -> None:
         """Ask the next server, if it is sound, in a thread of its own: rare, so no pool."""
-        following = self._waiting[0] if self._waiting else None
-        if following is None or following.doubtful or self._budget is None:
-            return
-        if not self._budget.spend():
-            return
         with self._changed:
+            following = self._waiting[0] if self._waiting else None
+            if following is None or following.doubtful or self._budget is None:
+                return
+            if not self._budget.spend():
+                return
             self._helpers += 1
         try:
             threading.Thread(target=self._help, name="cas-zarr-hedge", daemon=True).start()
