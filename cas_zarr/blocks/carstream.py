@@ -26,7 +26,7 @@ from cas_zarr.cid import (
     format_cid,
 )
 from cas_zarr.codecs import dagpb
-from cas_zarr.codecs.car import CarReader
+from cas_zarr.codecs.car import PRAGMA, CarReader
 from cas_zarr.errors import CorruptBlockError, FormatError, InvalidCIDError, LimitError, RemoteError
 
 __all__ = ["Car", "blocks_of"]
@@ -59,6 +59,19 @@ class Car(Paced):
                 f"and not {_TYPE}; ask for single blocks, or check that it is a trustless gateway",
                 status=stream.status,
             )
+        self._head = b""
+
+    def read(self, size: int) -> bytes:
+        """Return at most `size` bytes."""
+        piece = super().read(size)
+        if len(self._head) < len(PRAGMA):
+            self._head += piece[: len(PRAGMA)]
+            if self._head.startswith(PRAGMA):  # what stands before its blocks has no bound
+                raise RemoteError(
+                    f"GET {self.where}: it is a car of version 2, and one of version 1 was asked "
+                    "for; ask another gateway"
+                )
+        return piece
 
 
 def blocks_of(car: Car, root: CidBytes) -> Iterator[tuple[CidBytes, bytes]]:

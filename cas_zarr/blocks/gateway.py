@@ -24,7 +24,7 @@ from cas_zarr.blocks.health import Budget, Health, health_of, in_order
 from cas_zarr.blocks.hedging import Race
 from cas_zarr.blocks.http import HttpClient, Response, Watch, retry_after
 from cas_zarr.blocks.readonly import ReadOnlyBlocks
-from cas_zarr.blocks.transport import parse_url
+from cas_zarr.blocks.transport import parse_url, shown
 from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import BytesLike, CidBytes, CidLike, as_cid_bytes, format_cid, matches
 from cas_zarr.errors import (
@@ -138,7 +138,7 @@ class GatewayBlocks(ReadOnlyBlocks):
     def _read(self, cid: CidBytes) -> BytesLike | None:
         # The base class hashes what this returns: a wrong answer leads to `_read_other_copy`.
         answer = self._flights.do(
-            cid, lambda: self._look(cid, "GET", verify=False), timeout=self._timeout
+            cid, lambda: self._look(cid, "GET", verify=False), timeout=2 * self._timeout
         )
         if answer is None:
             return None
@@ -151,7 +151,7 @@ class GatewayBlocks(ReadOnlyBlocks):
         answer = self._flights.do(
             (cid, "again"),
             lambda: self._look(cid, "GET", verify=True, liar=first),
-            timeout=self._timeout,
+            timeout=2 * self._timeout,  # who asks is done before that, with an error at least
         )
         return None if answer is None else answer[1].body
 
@@ -211,7 +211,6 @@ class GatewayBlocks(ReadOnlyBlocks):
                 now = time.monotonic()
             opening = min(each.closed_until for each in servers)
             if opening > search.deadline:
-                self._note_closed(search, servers, now)
                 break
             if opening > now:
                 time.sleep(opening - now)
@@ -284,20 +283,16 @@ class GatewayBlocks(ReadOnlyBlocks):
         where = server.url.replace("{cid}", format_cid(search.cid))
         search.spoilt(server, f"{where}: {what} is not the block")
 
-    def _note_closed(self, search: _Search, servers: list[Health], now: float) -> None:
-        for server in servers:
-            where = server.url.partition("/ipfs/{cid}")[0]
-            why = f"{where}: it asks to be left alone for {server.closed_until - now:.0f} s"
-            search.spoilt(server, why, again=True)
-
     def _check_missing(self, search: _Search) -> None:
         """Raise why there is no answer, unless every gateway says that it has no such block."""
         if search.missing == set(self.urls):
             return
-        for url in self.urls:
-            search.problems.setdefault(
-                url, f"{url.partition('/ipfs/{cid}')[0]}: no answer within {self._timeout:g} s"
-            )
+        for server in self._servers:
+            if closed := _closed(server):
+                search.problems[server.url] = closed
+            elif server.url not in search.problems:
+                why = f"{_place(server)}: no answer within {self._timeout:g} s"
+                search.problems[server.url] = why
         told = "; ".join(search.problems[url] for url in self.urls)
         cid = format_cid(search.cid)
         if search.liars and search.liars | search.missing == set(self.urls):
@@ -350,8 +345,11 @@ class GatewayBlocks(ReadOnlyBlocks):
     def _cars(self, cid: CidBytes, asked: str) -> Iterator[tuple[CidBytes, bytes]]:
         missing = 0
         failures: list[CasZarrError] = []
-        now = time.monotonic()
-        for server in in_order(each for each in self._servers if each.closed_until <= now):
+        told: list[str] = []
+        for server in in_order(self._servers):
+            if closed := _closed(server):
+                told.append(closed)
+                continue
             url = server.url.replace("{cid}", format_cid(cid)) + asked
             began = time.monotonic()
             given = False
@@ -359,6 +357,7 @@ class GatewayBlocks(ReadOnlyBlocks):
                 with self.client.stream("GET", url, headers=_CAR) as stream:
                     if stream.status in _GONE:
                         missing += 1
+                        told.append(f"{_place(server)}: it has no such block")
                         continue
                     if pause := retry_after(stream.headers):
                         server.close(pause)
@@ -376,12 +375,15 @@ class GatewayBlocks(ReadOnlyBlocks):
                 if given:
                     raise
                 failures.append(error)
+                told.append(str(error))
         if missing == len(self._servers):
             raise self._not_found(cid)
         if failures and all(isinstance(each, CorruptBlockError) for each in failures):
             raise failures[0]
-        told = "; ".join(map(str, failures)) or "all of them asked to be left alone; try later"
-        raise RemoteError(f"no car of {format_cid(cid)} came from {self.location}: {told}")
+        raise RemoteError(
+            f"no car of {format_cid(cid)} came from {self.location}: {'; '.join(told)}; try again, "
+            "or give another gateway"
+        )
 
 
 def gateway_url(url: str) -> str:
@@ -397,7 +399,7 @@ def gateway_url(url: str) -> str:
     head, mark, tail = url.partition("{cid}")
     if "?" in trial or "#" in trial or "{cid}" in tail or "{cid}" in url.split("/")[2]:
         raise InvalidArgumentError(
-            f"{url[:300]!r} is no url of a gateway; give one like https://host or "
+            f"{shown(url)!r} is no url of a gateway; give one like https://host or "
             "https://host/ipfs/{cid}: the cid stands in the path, once, and nothing behind it"
         )
     if not mark:
@@ -410,4 +412,14 @@ def gateway_url(url: str) -> str:
 
 def _described(response: Response) -> str:
     kind = response.headers.get("content-type", "no type")[:60]
-    return f"its answer of {len(response.body)} bytes ({kind})"
+    return f"its answer of {len(response.body)} bytes ({kind!r})"
+
+
+def _place(server: Health) -> str:
+    return server.url.partition("/ipfs/{cid}")[0]
+
+
+def _closed(server: Health) -> str:
+    """Return in words that a server asked not to be asked now, or nothing."""
+    left = server.closed_until - time.monotonic()
+    return f"{_place(server)}: it asks to be left alone for {left:.0f} s" if left > 0 else ""

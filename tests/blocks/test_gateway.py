@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+from servers.certificates import Authority
 from servers.lying import LIES, LyingGateway
 
 from cas_zarr.blocks import health
@@ -42,7 +45,7 @@ from cas_zarr.testing.blocks import sample_blocks
 
 DATA = random.Random(5).randbytes(3000)
 CID = cid_of(RAW, BLAKE3, DATA)
-CARS = {"foreign car", "short car", "truncated car", "wrong car"}
+CARS = {"foreign car", "dripped car", "padded car", "short car", "truncated car", "wrong car"}
 BLOCK_LIES = sorted(LIES.keys() - CARS)
 
 Start = Callable[..., LyingGateway]
@@ -196,6 +199,16 @@ def test_beside_a_gateway_that_lies_the_next_one_is_asked(gateway: Start, lie: s
     assert time.monotonic() - began < 4
 
 
+def test_what_a_gateway_calls_its_answer_cannot_change_a_terminal(gateway: Start) -> None:
+    with opened(gateway({CID: DATA}, "escapes")) as store:
+        with pytest.raises(CorruptBlockError) as caught:
+            store.get(CID)
+        assert str(caught.value).isprintable()
+        with pytest.raises(RemoteError) as refused:
+            list(store.fetch_car(CID))
+    assert str(refused.value).isprintable()
+
+
 def test_bytes_that_are_wrong_are_told_from_an_answer_that_fails(gateway: Start) -> None:
     wrong, broken = gateway({CID: DATA}, "wrong"), gateway({CID: DATA}, "broken")
     with opened(wrong) as store, pytest.raises(CorruptBlockError, match="not the block"):
@@ -225,6 +238,43 @@ def test_a_gateway_that_asks_for_an_hour_is_left_alone(gateway: Start) -> None:
     with opened(server) as store, pytest.raises(RemoteError):  # as other stores know
         store.get(CID)
     assert len(server.requests) == 1
+
+
+def test_a_gateway_that_was_left_alone_is_not_said_to_be_silent(gateway: Start) -> None:
+    busy, gone = gateway({CID: DATA}, "busy for long", times=1), gateway()
+    down = gateway({CID: DATA}, "closes")
+    with opened(busy) as store, pytest.raises(RemoteError):
+        store.get(CID)
+    for other in (gone, down):
+        with opened(busy, other, timeout=5.0) as store:
+            for ask in (store.get, lambda cid, store=store: list(store.fetch_car(cid))):
+                with pytest.raises(RemoteError, match=r"left alone for 3\d\d\d s") as caught:
+                    ask(CID)
+                assert f"{busy.url}: it asks to be left alone" in str(caught.value)
+                assert "within" not in str(caught.value)
+    assert len(busy.requests) == 1
+
+
+def test_threads_that_want_one_block_wait_for_it_no_longer_than_one(gateway: Start) -> None:
+    server = gateway({CID: DATA}, "silent")
+    with opened(server, timeout=0.7) as store, ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(store.get, CID) for _ in range(8)]
+        for each in asked:
+            with pytest.raises(RemoteError, match=format_cid(CID)):
+                each.result(20)
+    assert len(server.requests) == 1  # and nobody waits for as long again
+
+
+def test_a_silent_gateway_is_overtaken_over_tls_too(gateway: Start, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    silent = gateway({CID: DATA}, "silent", context=authority.server())
+    honest = gateway({CID: DATA}, context=authority.server())
+    with (
+        HttpClient(context=authority.client()) as client,
+        GatewayBlocks([silent.url, honest.url], client=client, timeout=20.0) as store,
+    ):
+        assert store.get(CID) == DATA
+    assert silent.requests
 
 
 def test_a_silent_gateway_is_overtaken_and_asked_last(gateway: Start) -> None:
@@ -268,6 +318,20 @@ def test_local_and_quick_gateways_are_asked_first(gateway: Start) -> None:
     assert health.in_order([near, far]) == [far, near]
 
 
+def test_a_child_does_not_wait_for_what_another_thread_held(
+    forked: Callable[[Callable[[], object]], int],
+) -> None:
+    server = health.health_of("http://192.0.2.9/ipfs/{cid}")
+
+    def child() -> None:
+        signal.alarm(10)  # ends a child that waits for ever
+        server.answered(0.1)
+        assert not server.doubtful
+
+    with server._lock:
+        assert forked(child) == 0
+
+
 def test_failures_side_by_side_count_once() -> None:
     server = health.Health("http://192.0.2.7")
     began = time.monotonic()
@@ -294,6 +358,10 @@ def test_a_block_has_a_deadline_whatever_gateways_do(gateway: Start) -> None:
 def test_addresses_that_are_none_are_refused() -> None:
     for url in ("", "ftp://x", "127.0.0.1:8080", "http://{cid}.ipfs.host", "http://h/?a=b",
                 "http://u:secret@host", "http://h/ipfs/{cid}/{cid}", "http://h/a b"):  # fmt: skip
+        with pytest.raises(InvalidArgumentError) as caught:
+            GatewayBlocks(url)
+        assert "secret" not in str(caught.value)
+    for url in ("http://h/ipfs?key=secret", "http://h/ {cid}?key=secret", "x://u:secret@h/{cid}"):
         with pytest.raises(InvalidArgumentError) as caught:
             GatewayBlocks(url)
         assert "secret" not in str(caught.value)
@@ -360,6 +428,20 @@ def test_of_a_car_that_ends_badly_the_sound_blocks_come_first(gateway: Start, li
     assert got.items() <= blocks.items()
     assert len(got) == len(blocks) - (lie != "foreign car")
     assert server.sent < 1 << 20
+
+
+def test_a_car_of_another_version_is_refused_before_its_padding(gateway: Start) -> None:
+    server = gateway(tree(), "padded car")
+    with opened(server) as store, pytest.raises(RemoteError, match="version 2"):
+        list(store.fetch_car(next(iter(tree()))))
+    assert server.sent < 16 << 20
+
+
+def test_a_car_that_comes_in_small_pieces_is_read(gateway: Start) -> None:
+    blocks = tree(3)
+    server = gateway(blocks, "dripped car")
+    with opened(server) as store:
+        assert dict(store.fetch_car(next(iter(blocks)))) == blocks
 
 
 @pytest.mark.parametrize("lie", sorted(LIES.keys() - CARS - {"trickle", "silent", "continues"}))

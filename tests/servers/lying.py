@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Callable, Mapping
 
 from cas_zarr.cid import BLAKE3, RAW, CidBytes, as_cid_bytes, cid_of, digest_of
-from cas_zarr.codecs.car import CarWriter
+from cas_zarr.codecs.car import CarWriter, encode_wrapper
 from cas_zarr.errors import CasZarrError
 from servers.loopback import Loopback, Request, parse_request
 
@@ -301,6 +301,29 @@ def _short_car(server: LyingGateway, sock: socket.socket, request: Request) -> N
     server.send(sock, server.car()[:-10])
 
 
+def _padded_car(server: LyingGateway, sock: socket.socket, request: Request) -> None:
+    """Send a CARv2 whose blocks begin after 2^60 bytes."""
+    sock.sendall(f"HTTP/1.1 200 OK\r\nContent-Type: {CAR_TYPE}\r\n\r\n".encode())
+    wrapper = encode_wrapper(1 << 20, 0, data_offset=1 << 60)
+    for at in range(len(wrapper)):
+        server.send(sock, wrapper[at : at + 1])
+    while server.wait(0):
+        server.send(sock, bytes(1 << 16))
+
+
+def _dripped_car(server: LyingGateway, sock: socket.socket, request: Request) -> None:
+    """Send a sound CAR byte by byte."""
+    car = server.car()
+    server.answer(sock, length=len(car), kind=CAR_TYPE)
+    for at in range(len(car)):
+        server.send(sock, car[at : at + 1])
+    server.wait(5)
+
+
+def _escapes(server: LyingGateway, sock: socket.socket, request: Request) -> None:
+    server.answer(sock, b"x", kind="text/\x1b[31mhtml")
+
+
 def _wrong_car(server: LyingGateway, sock: socket.socket, request: Request) -> None:
     car = bytearray(server.car())
     car[-1] ^= 1
@@ -315,7 +338,9 @@ LIES: dict[str, Callable[[LyingGateway, socket.socket, Request], None]] = {
     "closes": _closes,
     "continues": _continues,
     "cut short": _cut_short,
+    "dripped car": _dripped_car,
     "endless": _endless,
+    "escapes": _escapes,
     "endless chunks": _endless_chunks,
     "foreign car": _foreign_car,
     "garbage": _garbage,
@@ -325,6 +350,7 @@ LIES: dict[str, Callable[[LyingGateway, socket.socket, Request], None]] = {
     "long header": _long_header,
     "many headers": _many_headers,
     "negative chunks": _negative_chunks,
+    "padded car": _padded_car,
     "redirect away": _redirect_away,
     "redirect loop": _redirect_loop,
     "short car": _short_car,
