@@ -7,6 +7,7 @@ of its own, all on one repository; `python -m benchmarks.scale trees` runs them.
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -134,6 +135,9 @@ def _change(folder: Path, side: int) -> list[Figure]:
     return [
         _figure(side, "commit of one chunk", statistics.median(seconds), "s", 0.015, note),
         Figure("... of it on the processor", statistics.median(computing), "s"),
+        Figure(
+            "... a file of as many bytes, fsynced", _fsync(folder, written), "s", None, "the disk"
+        ),
         Figure("... first, nothing read yet", seconds[0], "s"),
         Figure("... slowest", max(seconds), "s"),
         Figure("... blocks", statistics.median(blocks), "", None, "chunk and commit in"),
@@ -268,6 +272,22 @@ def _figure(side: int, what: str, value: float, unit: str, limit: float, note: s
 def _changed(side: int) -> list[int]:
     """Return the chunks that are changed, and read afterwards."""
     return Random(side).sample(range(side**3), _CHANGES)
+
+
+def _fsync(folder: Path, sizes: list[int]) -> float:
+    """Return the median of the seconds that a new file and its name take to be durable."""
+    seconds = []
+    for size in sizes:
+        with clock() as once, (folder / "alone").open("wb") as file:
+            file.write(bytes(size))
+            file.flush()
+            os.fsync(file.fileno())
+            (folder / "alone").rename(folder / "renamed")
+            descriptor = os.open(folder, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        seconds.append(once())
+    return statistics.median(seconds)
 
 
 def _value(number: int) -> bytes:
