@@ -18,6 +18,9 @@ _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>\s*([A-Za-z0-9_.]{1,80})\s*</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,300})")
 _KIND = re.compile(r"HttpError \{\s*kind: (\w+)")
+_TRIED = re.compile(
+    r" in ([0-9.]+)([a-zµ]+), after (\d+) retries, max_retries: (\d+), retry_timeout: (\d+)s"
+)
 _REASON = re.compile(r'message: "([^"]{1,200})"')
 _EXPIRED = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
 _ELSEWHERE = ("AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect")
@@ -41,7 +44,7 @@ def is_conflict(error: BaseException) -> bool:
 
 
 def gave_up_at_once(error: BaseException) -> bool:
-    """Tell whether a request broke off, and obstore did not try it again.
+    """Tell whether a request broke off, and obstore did not try it again as often as it may.
 
     It does not know that a put under a condition can be repeated, nor does it go on with a body
     that breaks off.
@@ -50,10 +53,18 @@ def gave_up_at_once(error: BaseException) -> bool:
     return (
         not isinstance(error, (ValueError, FileNotFoundError))
         and status_of(error) is None
-        and ", after " not in text
+        and not _tried_all(text)
         and ("HTTP error" in text or "HttpError" in text or "reqwest" in text)
         and "builder error" not in text
     )
+
+
+def _tried_all(text: str) -> bool:
+    found = _TRIED.search(text)
+    if found is None:
+        return False
+    seconds = float(found[1]) if found[2] == "s" else 0
+    return int(found[3]) >= int(found[4]) or seconds >= int(found[5])
 
 
 def lacks_more(error: FileNotFoundError) -> bool:

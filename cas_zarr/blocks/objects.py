@@ -259,17 +259,36 @@ class Objects:
 
     def list(self, folder: str) -> Iterator[tuple[str, int]]:
         """Yield the name and the size of each object in a folder, as pages of them come."""
-        listing = self._obstore.list(
-            self.store, (self.prefix + folder).rstrip("/") or None, chunk_size=_PAGE
-        )
-        pages = iter(listing)
+        under = (self.prefix + folder).rstrip("/") or None
         skip = len(self.prefix)
+        last, ascending, broken = "", True, 0
         while True:
-            page = self._must(f"list {folder}", lambda: next(pages, None), tries=1)
-            if page is None:
-                return
-            for meta in page:
-                yield meta["path"][skip:], meta["size"]
+            rest = self._obstore.list(self.store, under, offset=last or None, chunk_size=_PAGE)
+            again = ascending and broken + 1 < _TRIES  # from the last name on
+            for page in self._pages(f"list {folder}", iter(rest), again=again):
+                if page is None:
+                    return
+                broken = 0
+                for meta in page:
+                    ascending = ascending and meta["path"] > last
+                    last = meta["path"]
+                    yield last[skip:], meta["size"]
+            _pause(broken)
+            broken += 1
+
+    def _pages(self, doing: str, pages: Iterator[Any], *, again: bool) -> Iterator[Any]:
+        """Yield the pages of a list, and None at its end; it ends before if it breaks off."""
+
+        def turn() -> Any:
+            try:
+                return next(pages, None)
+            except self._errors as error:
+                if again and gave_up_at_once(error):
+                    return False
+                raise
+
+        while (page := self._must(doing, turn, tries=1)) is not False:
+            yield page
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects, many by one request where the server can; none need be there."""

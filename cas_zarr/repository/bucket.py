@@ -4,15 +4,16 @@
 
     cas-zarr.json     what this is, as in a folder
     blocks/…          the blocks, an object each (`cas_zarr.blocks.objectstore`)
-    refs/heads/…  refs/tags/…  refs/conflicts/…
+    refs/heads/….ref  refs/tags/….ref  refs/conflicts/….ref
     refs/log/<time>-<random>
                       what moves of refs replaced: a line, or what a log was rewritten to
-    refs/gc           the record of the collection of garbage
-    refs/shallow      the commits at which the history was cut
+    refs/gc.ref       the record of the collection of garbage
+    refs/shallow.ref  the commits at which the history was cut
 
 There is no lock. A ref is an object that is replaced under the condition that it is the version
 that was read, and the record of collections is read after that version. What was deleted stays as
-an empty object, so that this condition can be made of it, too.
+an empty object, so that this condition can be made of it, too. The names have an end of their own
+since many servers cannot hold an object whose name is a folder of another's.
 
 Behind its record an object has a second line: a JSON array of 16 hex digits for each of its newest
 writes, newest first. It tells a writer whose answer was lost whether its write took place, and no
@@ -51,6 +52,7 @@ from cas_zarr.repository.refs import (
 __all__ = ["BucketRefs", "make_bucket"]
 
 _FOLDER: Final = "refs"
+_END: Final = ".ref"
 _REMOTES: Final = "remotes"
 
 _WRITES: Final = 32  # that an object tells; more are not made while an answer is waited for
@@ -149,7 +151,7 @@ class BucketRefs(Refs):
         return self._look(path).record
 
     def _look(self, path: str) -> _Version:
-        found = self.objects.read(f"{_FOLDER}/{path}", limit=limit_of(path) + _MAX_TAIL)
+        found = self.objects.read(_name(path), limit=limit_of(path) + _MAX_TAIL)
         version = _Version() if found is None else _version(*found)
         if len(self._seen) >= _MOST_SEEN:
             self._seen = {}
@@ -165,6 +167,7 @@ class BucketRefs(Refs):
         line: bytes | None = None,
         guard: bytes | Unguarded | None = UNGUARDED,
     ) -> bool:
+        self.objects.check_swaps()
         self._ahead.clear()
         seen = self._seen.pop(path, None)
         if seen is not None and seen.record == old and self._replace(path, seen, new, line, guard):
@@ -198,7 +201,7 @@ class BucketRefs(Refs):
 
     def _put(self, path: str, seen: _Version, new: bytes | None) -> bool:
         self._seen.pop(path, None)
-        name = f"{_FOLDER}/{path}"
+        name = _name(path)
         if new is None:
             return seen.record is None or self.objects.swap(name, seen.token, b"")
         own = os.urandom(8).hex().encode()
@@ -215,10 +218,10 @@ class BucketRefs(Refs):
         return self._list(folder)
 
     def _list(self, folder: str) -> Iterator[str]:
-        skip = len(_FOLDER) + len(folder) + 2
-        for name, size in self.objects.list(f"{_FOLDER}/{folder}/"):
-            if size and len(name) > skip:
-                yield name[skip:]
+        top = f"{_FOLDER}/{folder}/"
+        for name, size in self.objects.list(top):
+            if size and name.endswith(_END):
+                yield name[len(top) : -len(_END)]
 
     def _list_remotes(self) -> list[str]:
         try:
@@ -308,6 +311,10 @@ def _version(data: bytes, token: Token | None) -> _Version:
     if start < 0 or not _TAIL.fullmatch(data, start):
         return _Version(data, token)
     return _Version(data[:start], token, tuple(data[start + 3 : -2].split(b'","')))
+
+
+def _name(path: str) -> str:
+    return f"{_FOLDER}/{path}{_END}"
 
 
 def _tail(writes: tuple[bytes, ...]) -> bytes:

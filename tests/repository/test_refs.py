@@ -13,7 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from obstore.store import MemoryStore
 
+from cas_zarr.blocks.objects import Objects
 from cas_zarr.cid import BLAKE3, DAG_CBOR, DAG_JSON, CidBytes, cid_of, format_cid
 from cas_zarr.errors import (
     ConflictError,
@@ -23,6 +25,7 @@ from cas_zarr.errors import (
     RepositoryNotFoundError,
     StorageError,
 )
+from cas_zarr.repository.bucket import BucketRefs
 from cas_zarr.repository.folder import FolderRefs, is_repository, make_folder, read_marker
 from cas_zarr.repository.refs import Branch, MemoryRefs, Refs, Tag
 
@@ -39,10 +42,12 @@ ONE = Branch(commit_cid(1), root_cid(1))
 TWO = Branch(commit_cid(2), root_cid(2))
 
 
-@pytest.fixture(params=["memory", "folder"])
+@pytest.fixture(params=["memory", "folder", "bucket"])
 def refs(request: pytest.FixtureRequest, tmp_path: Path) -> Refs:
     if request.param == "memory":
         return MemoryRefs()
+    if request.param == "bucket":
+        return BucketRefs(Objects(MemoryStore(), "some/where"))
     make_folder(tmp_path / "repo", BLAKE3)
     return FolderRefs(tmp_path / "repo")
 
