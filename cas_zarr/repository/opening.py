@@ -108,6 +108,10 @@ def parse_location(location: str | os.PathLike[str]) -> Location:
     if scheme in _KNOWN[2:] or (scheme and "://" in text[: len(scheme) + 3]):
         if not text.lower().startswith(f"{scheme}://") or scheme not in _KNOWN:
             raise _no_location(text)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise _no_location(text) from None
         text = f"{scheme}://{text[len(scheme) + 3 :]}"
     if scheme in ("ipfs", "ipns"):
         return _content(text, scheme, text[len(scheme) + 3 :], "")
@@ -118,7 +122,7 @@ def parse_location(location: str | os.PathLike[str]) -> Location:
     path = path_of(text)
     if not os.path.exists(path) and isinstance(location, str) and looks_like_cid(text):
         raise InvalidArgumentError(f"{text!r} is a cid; write ipfs://{text} to open it")
-    if path.suffix == ".car" and not path.is_dir():
+    if path.suffix.lower() == ".car" and not path.is_dir():
         return Location("car", str(path))
     return Location("folder", str(path))
 
@@ -234,10 +238,15 @@ def same_hash(location: str, asked: HashFunction | None, found: HashFunction) ->
 def path_of(text: str) -> Path:
     """Return the folder that a path or a file:// address means."""
     if text.startswith("file://"):
-        parts = urlsplit(text)
-        if parts.netloc not in ("", "localhost"):
+        host, slash, rest = text.removeprefix("file://").partition("/")
+        if host not in ("", "localhost"):
             raise InvalidArgumentError(f"{text!r} is on another machine; give a local path")
-        text = unquote(parts.path)
+        if "?" in rest or "#" in rest:
+            raise InvalidArgumentError(
+                f"{text!r} has a query or a fragment, and a path has none; write %3F for ? and "
+                "%23 for #"
+            )
+        text = unquote(slash + rest)
     elif "://" in text:
         raise _no_location(text)
     if not text or "\0" in text:

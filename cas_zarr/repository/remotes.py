@@ -6,6 +6,7 @@ the parts that are copied from it. What the others have is fetched from there wh
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -136,11 +137,16 @@ def add_remote(
 
     Raises
     ------
+    InvalidArgumentError
+        If the location means nothing, or has a password in it.
     ConflictError
         If the name is taken.
     """
     if not isinstance(location, str) or not location:
         raise InvalidArgumentError(f"{location!r} is no path or address of a repository")
+    parse_location(location)
+    if "://" not in location:
+        location = os.path.abspath(location)  # it is looked for from elsewhere, too
     remote = Remote(name, location, None if parts is None else tuple(parts))
     if not refs.swap_remote(name, None, remote.to_block()):
         raise ConflictError(

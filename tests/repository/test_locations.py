@@ -75,6 +75,8 @@ def test_what_a_path_means(tmp_path: Path) -> None:
     assert parse_location(tmp_path / "folder.car").kind == "folder"
     assert parse_location(f"file://{tmp_path}/a.cas").text == str(tmp_path / "a.cas")
     assert not parse_location(tmp_path / "a.car").remote
+    assert parse_location(tmp_path / "A.CAR").kind == "car"
+    assert parse_location(f"file://localhost{tmp_path}/a%23b.cas").text == f"{tmp_path}/a#b.cas"
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,24 @@ def test_what_a_path_means(tmp_path: Path) -> None:
 )
 def test_typos_are_told_what_there_is(text: str) -> None:
     with pytest.raises(InvalidArgumentError, match=r"ipfs://CID, ipns://NAME, http"):
+        parse_location(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"http://h/ipfs/{SOME}/\udc80",
+        f"ipfs://{SOME}/\udc80",
+        "http://h/ipns/\udc80",
+        "http://\udc80/x",
+        "file://[",
+        "file:///data/a#b.cas",  # not /data/a
+        "file:///data/a?b.cas",
+        "file://host/data",
+    ],
+)
+def test_an_address_is_taken_whole_or_not_at_all(text: str) -> None:
+    with pytest.raises(InvalidArgumentError):
         parse_location(text)
 
 
@@ -305,6 +325,21 @@ def test_a_partial_clone_reads_on_from_ipfs(
     assert gateway.taken() == []
     assert np.array_equal(_array(store)[:8], made[2][:8])
     assert gateway.taken()
+
+
+def test_a_remote_is_where_it_was_when_it_got_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Repository.open(tmp_path / "a.cas", create=True) as repo:
+        monkeypatch.chdir(tmp_path)
+        repo.add_remote("beside", "b.cas")
+        repo.add_remote("far", f"ipfs://{SOME}")
+        assert repo.remotes() == {"beside": str(tmp_path / "b.cas"), "far": f"ipfs://{SOME}"}
+        for location in ("https://user:secret@h/x.car", "s4://nothing", ""):
+            with pytest.raises(InvalidArgumentError) as caught:
+                repo.add_remote("wrong", location)
+            assert "secret" not in str(caught.value)
+        assert "wrong" not in repo.remotes()
 
 
 def test_a_car_file_is_a_repository(
