@@ -67,6 +67,15 @@ def test_zarr_reads_it_over_http(server: Server, data: xr.Dataset, root: str) ->
     np.testing.assert_array_equal(array[1, 5:9], data["t"].values[1, 5:9])
 
 
+def test_zarr_takes_no_missing_block_for_fill_values(repo: Repository, tmp_path: Path) -> None:
+    copy = Repository.clone(repo.location, tmp_path / "part.cas", paths="s")
+    with copy, serve_in_thread(copy) as server:
+        group = zarr.open_group(f"{server.url}/zarr/main", mode="r")
+        assert group["s"][:].tolist() == [0, 1]
+        with pytest.raises(Exception, match="502"):
+            group["t"][0]
+
+
 def test_our_own_client_copies_it(server: Server, repo: Repository, root: str) -> None:
     with GatewayBlocks(server.url) as blocks:
         target = MemoryBlocks()
