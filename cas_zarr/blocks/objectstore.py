@@ -40,7 +40,7 @@ _FOLDER = "blocks"
 _KEY_SIZE = DIGEST_SIZE + 2  # a multihash
 _AS_RAW = bytes([1, RAW])
 _LOOK_FIRST = 1 << 18  # bytes; a put that fails sends all of them, a look sends none
-_MOST_KNOWN = 1 << 17  # some 20 MB
+_MOST_KNOWN = 1 << 16  # twice; some 20 MB
 
 
 class ObjectStoreBlocks(BlockStore):
@@ -93,7 +93,8 @@ class ObjectStoreBlocks(BlockStore):
         self.read_only = read_only
         self._parallel = max(1, min(parallel, WAITERS))
         self._uploads = Uploads(self._send, parallel=self._parallel)
-        self._known: dict[bytes, None] = {}  # multihashes of blocks that are there
+        self._known: set[bytes] = set()  # multihashes of blocks that are there
+        self._known_before: set[bytes] = set()
         self._damaged: set[bytes] = set()  # of blocks that were found damaged
 
     @property
@@ -130,7 +131,7 @@ class ObjectStoreBlocks(BlockStore):
     def _note_damage(self, cid: CidBytes) -> None:
         key = cid[-_KEY_SIZE:]
         self._damaged.add(key)
-        self._known.pop(key, None)
+        self._forget(key)
 
     def get_many(self, cids: Sequence[CidLike]) -> Sequence[bytes]:
         """Return the bytes of many blocks, in order, each verified, many asked for at once."""
@@ -172,7 +173,7 @@ class ObjectStoreBlocks(BlockStore):
 
     def _write(self, cid: CidBytes, data: BytesLike) -> None:
         key = cid[-_KEY_SIZE:]
-        if key in self._known:
+        if key in self._known or key in self._known_before:
             return
         if key in self._damaged and not matches(cid, data):
             raise self._corrupt(cid)  # it is not replaced by what is as wrong
@@ -198,10 +199,14 @@ class ObjectStoreBlocks(BlockStore):
         return self._note(key)
 
     def _note(self, key: bytes) -> None:
-        """Remember that a block is there; the oldest is forgotten where there are too many."""
-        self._known[key] = None
-        if len(self._known) > _MOST_KNOWN:
-            self._known.pop(next(iter(self._known)), None)
+        """Remember that a block is there; of too many the older half is forgotten."""
+        if len(self._known) >= _MOST_KNOWN:
+            self._known, self._known_before = set(), self._known
+        self._known.add(key)
+
+    def _forget(self, key: bytes) -> None:
+        self._known.discard(key)
+        self._known_before.discard(key)
 
     def _delete(self, cid: CidBytes) -> None:
         self.delete_many([cid])
@@ -220,7 +225,7 @@ class ObjectStoreBlocks(BlockStore):
             self.objects.delete([_name(key) for key in keys])
         finally:
             for key in keys:
-                self._known.pop(key, None)
+                self._forget(key)
                 self._damaged.discard(key)
 
     def flush(self) -> None:

@@ -7,6 +7,7 @@ whoever wants it durable waits for all of them at once.
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -38,6 +39,10 @@ class Uploads:
     def __init__(self, send: Callable[[bytes, bytes], None], *, parallel: int = WAITERS) -> None:
         self._send = send
         self._parallel = max(1, min(parallel, WAITERS))
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
         self._changed = threading.Condition()
         self._held: dict[bytes, bytes] = {}  # all that is not sent, by its key
         self._size = 0  # bytes of it
@@ -46,6 +51,12 @@ class Uploads:
         self._failed: dict[bytes, CasZarrError] = {}
         self._told = False  # of all that failed
         self._workers = 0
+
+    def _here(self) -> threading.Condition:
+        """Return the lock; in a forked process of a new state: its parent sends what it added."""
+        if self._pid != os.getpid():
+            self._begin()
+        return self._changed
 
     def get(self, key: bytes) -> bytes | None:
         """Return what is held under a key and not sent yet."""
@@ -60,7 +71,7 @@ class Uploads:
             If something that was added before could not be sent, and nobody was told. It is tried
             again then; what is added now is not taken.
         """
-        with self._changed:
+        with self._here():
             self._tell()
             while not self._has_room(len(data)):
                 if not self._workers:  # all of it has failed
@@ -81,7 +92,7 @@ class Uploads:
         CasZarrError
             If some of it cannot be sent. All the rest is.
         """
-        with self._changed:
+        with self._here():
             self._try_again()
             for key in list(self._held):  # not what other threads add meanwhile
                 while key in self._held and key not in self._failed:
@@ -91,19 +102,21 @@ class Uploads:
 
     def drop(self, key: bytes) -> None:
         """Forget what is held under a key; if it is being sent, after that."""
-        with self._changed:
+        with self._here():
             while key in self._sending:
                 self._changed.wait()
             self._failed.pop(key, None)
             self._size -= len(self._held.pop(key, b""))
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Forget all that no thread has begun to send."""
-        with self._changed:
+        with self._here():
             self._queue.clear()
             self._failed.clear()
             self._held.clear()
             self._size = 0
+            self._changed.notify_all()
 
     # -- under the lock -------------------------------------------------------------------------
 

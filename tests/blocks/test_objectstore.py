@@ -90,6 +90,19 @@ def test_what_is_on_its_way_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(held) <= 10_000
 
 
+def test_what_is_known_to_be_there_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cas_zarr.blocks import objectstore
+
+    monkeypatch.setattr(objectstore, "_MOST_KNOWN", 10)
+    blocks = sample_blocks(100)
+    store = ObjectStoreBlocks(MemoryStore())
+    for _ in range(2):
+        store.put_many(blocks.items())
+        store.flush()
+        assert len(store._known) + len(store._known_before) <= 20
+    assert sorted(store.list()) == sorted(blocks)
+
+
 # -- places -------------------------------------------------------------------------------------
 
 _S3 = {"region": "us-east-1", "access_key_id": "AKIAKEY", "secret_access_key": "the-secret"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ from obstore.store import S3Store
 from cas_zarr.blocks.objects import open_object_store
 from cas_zarr.blocks.objectstore import ObjectStoreBlocks
 from cas_zarr.cid import BLAKE3, RAW, CidBytes, cid_of, format_cid
-from cas_zarr.errors import BlockNotFoundError, CorruptBlockError, RemoteError
+from cas_zarr.errors import BlockNotFoundError, CorruptBlockError, RemoteError, StorageError
 from cas_zarr.testing.blocks import sample_blocks
 from objects.faults import Faults
 from objects.servers import BUCKET, SECRET, VersityGw
@@ -366,6 +367,28 @@ def test_closing_does_not_wait_for_a_server_that_says_nothing(
         far.put_many(sample_blocks(100).items())
     assert time.perf_counter() - began < 20  # a stall takes thirty seconds
     faults.released.set()
+
+
+def test_a_forked_process_leaves_to_its_parent_what_is_on_its_way(
+    far: ObjectStoreBlocks,
+    direct: ObjectStoreBlocks,
+    faults: Faults,
+    forked: Callable[[Callable[[], object]], int],
+) -> None:
+    blocks = sample_blocks(30)
+    faults.latency = 0.2
+    far.put_many(blocks.items())
+
+    def child() -> None:
+        far.flush()
+        far.put(*_block(10))
+        with pytest.raises(StorageError, match="forked"):
+            far.flush()
+        far.close()
+
+    assert forked(child) == 0
+    far.flush()
+    assert sorted(direct.list()) == sorted(blocks)
 
 
 def test_a_server_that_goes_away_and_comes_back_has_all_that_was_flushed(
