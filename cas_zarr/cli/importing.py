@@ -18,7 +18,9 @@ from cas_zarr.cli.options import (
 )
 from cas_zarr.cli.output import count, counter, print_json, print_pairs, progress_bar, size_text
 from cas_zarr.cli.sections import command
+from cas_zarr.errors import InvalidArgumentError
 from cas_zarr.repository.imports import ImportReport, import_zarr
+from cas_zarr.repository.opening import parse_location
 from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.unixfsimport import UnixfsReport, link_published
 
@@ -153,7 +155,7 @@ def import_command(
     opened = Repository.prepare(
         repository, hash=hash_name, author=author, gateways=gateways or None, node=node
     )
-    if source.startswith(("ipfs://", "ipns://")):
+    if _is_published(source):
         if no_commit or chunks is not None:
             raise click.UsageError("what is linked is committed, with the chunks that it has")
         with counter("import") as told:
@@ -217,6 +219,14 @@ def import_command(
 def _message(report: ImportReport) -> str:
     name = Path(report.source).name or report.source
     return f"import {name} as {report.path}" if report.path else f"import {name}"
+
+
+def _is_published(source: str) -> bool:
+    """Tell whether a source is an address on IPFS, or of one at a gateway."""
+    try:
+        return "://" in source and parse_location(source).kind in ("ipfs", "ipns")
+    except InvalidArgumentError:  # it may mean something to fsspec
+        return source.lower().startswith(("ipfs://", "ipns://"))
 
 
 def _is_netcdf(source: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -129,8 +128,8 @@ def remote_command(
 ) -> None:
     """List the other repositories that have a name here, or name one, or forget one.
 
-    A clone knows its source as origin. With NAME and LOCATION, a path, the repository there gets
-    that name, which fetch, pull and push take instead of the path.
+    A clone knows its source as origin. With NAME and LOCATION, a path or an address, the repository
+    there gets that name, which fetch, pull and push take instead of the location.
     """
     if (name is None) != (location is None and not delete) or (delete and location is not None):
         raise click.UsageError("give a name and a path, or a name with --delete, or neither")
@@ -146,8 +145,8 @@ def remote_command(
         repo.remove_remote(name)
         did, said = {"deleted": name}, f"deleted remote {name}"
     else:
-        place = os.path.abspath(location)
-        repo.add_remote(name, place)
+        repo.add_remote(name, location)
+        place = repo.remotes()[name]
         did, said = {"name": name, "location": place}, f"remote {name} at {place}"
     if as_json:
         print_json(did)

@@ -145,6 +145,11 @@ def test_remotes_are_named_listed_and_forgotten(
     assert commits(done, clone) == commits(done, weather)
     assert command("remote", weather, "copy", tmp_path / "other.cas").code == 1
     assert done("remote", weather, "copy", "--delete", "--json").json == {"deleted": "copy"}
+    for place in ("http://127.0.0.1:8099", f"ipns://{'k51' * 20}"):
+        added = done("remote", weather, "far", place, "--json").json
+        assert added == {"name": "far", "location": place}
+        assert done("remote", weather, "--json").json == [added]
+        done("remote", weather, "far", "--delete")
     assert done("remote", weather, "--json").json == []
     for wrong in (("copy",), ("--delete",), ("copy", clone, "--delete")):
         assert command("remote", weather, *wrong).code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from collections.abc import Iterator
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from click.testing import CliRunner
 
 from cas_zarr import CASStore, Repository
 from cas_zarr.blocks.cache import CacheBlocks, RecentBlocks
 from cas_zarr.blocks.kubo import KuboNode
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import BLAKE3, RAW, CidBytes, cid_of, format_cid
+from cas_zarr.cli.group import cli
 from cas_zarr.errors import (
     BlockNotFoundError,
     CasZarrError,
@@ -24,11 +27,13 @@ from cas_zarr.errors import (
     NotFoundError,
     ReadOnlyError,
 )
+from cas_zarr.mapping import CASMapping
 from cas_zarr.repository import faraway
 from cas_zarr.repository.exporting import export
 from cas_zarr.repository.faraway import LOCAL_GATEWAY, PUBLIC_GATEWAYS, Sources
 from cas_zarr.repository.opening import parse_location
 from cas_zarr.repository.prefetching import tier_of
+from cas_zarr.repository.unixfsview import UnixfsView
 from tests.servers.counting import Counting, counting_gateway
 
 SOME = format_cid(cid_of(0x0129, BLAKE3, b"{}"))
@@ -340,6 +345,25 @@ def test_a_remote_is_where_it_was_when_it_got_its_name(
                 repo.add_remote("wrong", location)
             assert "secret" not in str(caught.value)
         assert "wrong" not in repo.remotes()
+
+
+def test_an_import_by_the_address_at_a_gateway_links(gateway: Counting, tmp_path: Path) -> None:
+    blocks = MemoryBlocks()
+    mapping = CASMapping(blocks)
+    mapping["zarr.json"] = b'{"zarr_format":3,"node_type":"array"}'
+    mapping["c/0"] = b"a chunk"
+    view = UnixfsView(blocks, mapping.flush())
+    blocks.put_many((cid, data) for cid, data in view.blocks() if data is not None)
+    gateway.blocks = blocks
+    address = f"{gateway.url}/ipfs/{format_cid(view.cid)}"
+    words = ["import", address, str(tmp_path / "r.cas"), "--gateway", gateway.url, "--json"]
+    done = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert json.loads(done.stdout)["linked"] == 1
+    with Repository.open(tmp_path / "r.cas") as repo:
+        assert repo.remotes() == {"ipfs": address}
+        assert repo.at("main")["c/0"] == b"a chunk"
+    wrong = CliRunner().invoke(cli, ["import", "IPFS://nonsense", str(tmp_path / "s.cas")])
+    assert "names no cid" in str(wrong.exception)
 
 
 def test_a_car_file_is_a_repository(
