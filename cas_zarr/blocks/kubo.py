@@ -14,14 +14,14 @@ import re
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 from urllib.parse import urlencode
 
 from cas_zarr.blocks.base import MAX_BLOCK_SIZE, BlockStore, checked
 from cas_zarr.blocks.http import HttpClient, HttpStream
 from cas_zarr.blocks.ipfsnode import IpfsNode, Pin, multihash_of, plain_url, put_options
+from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import (
     RAW,
     BytesLike,
@@ -50,7 +50,6 @@ _MISSING = re.compile(r"could not find (\w+)")
 _THREADS = 16  # requests that are under way at once
 _IMPORT_BYTES = 64 << 20
 _Options: TypeAlias = dict[str, Any]
-_T = TypeVar("_T")
 
 
 class KuboNode(IpfsNode):
@@ -339,6 +338,8 @@ class KuboNode(IpfsNode):
         for line in stream.lines(_MAX_ANSWER):
             if line.strip():
                 yield self._object(call, line)
+        if why := stream.trailers.get("x-stream-error"):  # what came is not all
+            raise self._error(call, 200, why)
 
     def _object(self, call: str, data: bytes) -> dict[str, Any]:
         try:
@@ -400,6 +401,8 @@ class KuboNode(IpfsNode):
                 f"it does not know {call} (status {status}): this is a gateway or another server; "
                 "give the address of the node's rpc, which Kubo has at port 5001"
             )
+        elif 300 <= status < 400:
+            why = f"it sends {call} elsewhere (status {status}); give that address, maybe https://"
         elif "no space left" in said or "quota" in said.lower():
             why = f"it is full ({said}); let it collect its garbage, or raise its StorageMax"
         elif "hash function" in said or "insecure" in said or "multihash" in said:
@@ -431,8 +434,6 @@ class KuboBlocks(BlockStore):
     def __init__(self, node: IpfsNode | str, *, read_only: bool = False) -> None:
         self.node = KuboNode(node) if isinstance(node, str) else node
         self.read_only = read_only
-        self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
 
     # docstrings inherited
 
@@ -449,10 +450,10 @@ class KuboBlocks(BlockStore):
                 continue
 
     def get_many(self, cids: Sequence[CidLike]) -> Sequence[bytes]:
-        return self._map(self.get, cids)
+        return map_waiting(self.get, cids, parallel=_THREADS)
 
     def has_many(self, cids: Sequence[CidLike]) -> Sequence[bool]:
-        return self._map(self.has, cids)
+        return map_waiting(self.has, cids, parallel=_THREADS)
 
     def put_many(self, blocks: Iterable[tuple[CidLike, BytesLike]]) -> None:
         """Hold many blocks, sent as CARs."""
@@ -461,12 +462,6 @@ class KuboBlocks(BlockStore):
         ahead = iter(blocks)
         for first in ahead:
             self.node.import_car(self._car(first, ahead))
-
-    def close(self) -> None:
-        with self._lock:
-            if self._pool is not None:
-                self._pool.shutdown()
-                self._pool = None
 
     def _read(self, cid: CidBytes) -> bytes | None:
         return self.node.block_get(cid)
@@ -499,15 +494,6 @@ class KuboBlocks(BlockStore):
             yield data
             size += len(data)
             item = next(rest, None) if size < _IMPORT_BYTES else None
-
-    def _map(self, function: Any, items: Sequence[_T]) -> Sequence[Any]:
-        if len(items) < 2:
-            return [function(item) for item in items]
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="cas-zarr-node")
-            pool = self._pool
-        return [*pool.map(function, items)]
 
 
 def _local(cid: CidBytes) -> _Options:

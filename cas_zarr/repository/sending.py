@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeAlias
 
-from cas_zarr.blocks.base import BlockStore
+from cas_zarr.blocks.base import MAX_BLOCK_SIZE, BlockStore
 from cas_zarr.blocks.ipfsnode import IpfsNode
 from cas_zarr.cid import BytesLike, CidBytes
 from cas_zarr.codecs.car import encode_roots, section_head
@@ -25,9 +25,10 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 _Item: TypeAlias = "tuple[CidBytes, BytesLike | None]"
 
-CAR_BYTES: Final = 256 << 20
+CAR_BYTES: Final = 256 << 20  # unless a single lot of blocks has more
 CAR_BLOCKS: Final = 1 << 16  # their CIDs are kept until the CAR has arrived
 _GIVEN_BYTES: Final = 32 << 20  # of blocks that cannot be read again, likewise
+_FRAME: Final = 64  # bytes that stand before a block in a CAR, at most
 _READ: Final = 32  # blocks that are read at once; some of these lots are in memory
 _PAUSES = (0.5, 1.0, 2.0)  # seconds before the same CAR is sent again
 _NOT_THERE = (404, 405, 501)
@@ -140,12 +141,16 @@ class _Sender:
 
         def fresh() -> Iterator[tuple[CidBytes, BytesLike]]:
             size = given = 0
-            while size < CAR_BYTES and len(taken) < CAR_BLOCKS and given < _GIVEN_BYTES:
+            while not taken or (
+                size + _READ * (MAX_BLOCK_SIZE + _FRAME) < CAR_BYTES
+                and len(taken) < CAR_BLOCKS
+                and given < _GIVEN_BYTES
+            ):
                 lot = lots.take()
                 if not lot:
                     return
                 taken.extend(item for item, _ in lot)
-                size += sum(len(data) for _, data in lot)
+                size += sum(len(data) + _FRAME for _, data in lot)
                 given += sum(len(data) for item, data in lot if item[1] is not None)
                 self._count(lot)
                 yield from ((cid, data) for (cid, _), data in lot)

@@ -284,3 +284,24 @@ def test_a_token_that_no_header_can_hold_is_not_shown() -> None:
         with pytest.raises(InvalidArgumentError, match="header") as caught:
             KuboNode("http://127.0.0.1:1", token=token).version()
         assert "pa55" not in str(caught.value)
+
+
+def test_an_address_that_leads_elsewhere_is_told() -> None:
+    with node((301, b"<html>moved</html>")) as asked:
+        with pytest.raises(RemoteError, match="https") as caught:
+            asked.block_size(CID)
+        assert caught.value.status == 301
+
+
+def test_many_blocks_come_in_a_forked_process_too(
+    forked: Callable[[Callable[[], object]], int],
+) -> None:
+    """Threads do not come along: who waits for those of the parent waits for ever."""
+    with node((200, DATA)) as asked:
+        blocks = KuboBlocks(asked)
+        assert blocks.get_many([CID] * 100) == [DATA] * 100
+
+        def child() -> None:
+            assert blocks.get_many([CID] * 8) == [DATA] * 8
+
+        assert forked(child) == 0

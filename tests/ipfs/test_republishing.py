@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 from running import Kubo
@@ -13,6 +13,7 @@ from cas_zarr.blocks.ipfsnode import Pin
 from cas_zarr.blocks.kubo import KuboNode
 from cas_zarr.cid import CidBytes, format_cid
 from cas_zarr.errors import CasZarrError, InvalidArgumentError, RemoteError
+from cas_zarr.repository import sending
 from cas_zarr.repository.expiring import expire
 from cas_zarr.repository.published import published_at
 from cas_zarr.repository.publishing import publish
@@ -235,3 +236,33 @@ def test_a_version_that_makes_no_directory_does_not_hide_which_views_expired(
     expire(repo, keep=1)
     taken = unpublish(repo, kubo.rpc, expired=True).unpinned
     assert {one.cid for one in taken} == {view.cid, view.root}
+
+
+class Counted(KuboNode):
+    """A node that keeps how large each CAR was."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.cars: list[int] = []
+
+    def import_car(self, pieces: Iterable[bytes], *, pin_roots: bool = False) -> None:
+        whole = list(pieces)
+        self.cars.append(sum(map(len, whole)))
+        super().import_car(whole, pin_roots=pin_roots)
+
+
+def test_no_car_is_larger_than_it_may_be(
+    kubo: Kubo, repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "CAR_BYTES", 8 << 20)
+    monkeypatch.setattr(sending, "_READ", 2)
+    session = repo.session("main")
+    for row in range(20):
+        session.prepare()[f"{row}"] = os.urandom(1 << 20)
+    session.commit("first")
+    session.close()
+    node = Counted(kubo.rpc)
+    report = publish(repo, to=node)
+    assert max(node.cars) <= 8 << 20
+    assert len(node.cars) <= 6
+    assert there(kubo, repo, report.root)
