@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import struct
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from cas_zarr.errors import CasZarrError, InvalidArgumentError, MissingDependencyError
+from cas_zarr.server.connections import cut
 from cas_zarr.server.gateway import Gateway, Reply
 from cas_zarr.server.negotiation import Asked
 
@@ -198,7 +197,7 @@ async def _send(
     except (CasZarrError, TimeoutError, OSError) as error:
         # A part must never be taken for the whole: the connection ends without the end of a body.
         _log.warning("cut off the answer to %s: %s", request.path_qs[:200], error)
-        _cut(request.transport)
+        cut(request.transport)
     return response
 
 
@@ -214,15 +213,6 @@ async def _pieces(
     while piece is not None:
         yield piece
         piece = await loop.run_in_executor(state.pool, next, body, None)
-
-
-def _cut(transport: Any) -> None:
-    """End a connection by a reset: to a client of HTTP/1.0 any other end is that of the body."""
-    if transport is None:
-        return
-    if (connection := transport.get_extra_info("socket")) is not None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()
 
 
 def _begin(gateway: Gateway, asked: Asked) -> tuple[Reply, bytes | memoryview | None]:

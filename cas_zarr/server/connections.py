@@ -7,9 +7,20 @@ connection has to have its next request understood within a time from the end of
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import Any
 
-__all__ = ["Connections"]
+__all__ = ["Connections", "cut"]
+
+
+def cut(transport: Any) -> None:
+    """End a connection by a reset: to a client of HTTP/1.0 any other end is that of the body."""
+    if transport is None:
+        return
+    if (connection := transport.get_extra_info("socket")) is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 class Connections:
@@ -34,6 +45,12 @@ class Connections:
 
     def __call__(self) -> asyncio.Protocol:
         return _Watched(self.make(), self)
+
+    async def end(self) -> None:
+        """Cut off what is left: a client that takes nothing would keep its connection open."""
+        for transport in list(self.times):
+            cut(transport)
+        await asyncio.sleep(0)  # they are closed in the next round of the loop
 
 
 class _Watched(asyncio.Protocol):

@@ -63,6 +63,7 @@ class _Running:
         limits = self._limits
         made = Connections(times, idle=limits.idle, most=limits.connections)
         made.make = self._runner.server
+        self._connections = made
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(made, self._host, self._port)
@@ -78,6 +79,7 @@ class _Running:
     async def stop(self) -> None:
         self._server.close()
         await self._runner.cleanup()
+        await self._connections.end()
 
 
 @contextmanager

@@ -85,6 +85,18 @@ def test_a_client_that_takes_nothing_is_cut_off(folder: Path) -> None:
             assert time.monotonic() - began < 9
 
 
+def test_a_server_that_ends_cuts_off_who_takes_nothing(folder: Path) -> None:
+    with Repository.open(folder) as repo:
+        cid = broken_parent(repo)
+        with serve_in_thread(repo) as server:
+            slow = dial(server.url)
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+            slow.sendall(f"GET /ipfs/{cid}?format=car HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            time.sleep(0.3)
+        with slow, pytest.raises(ConnectionResetError):
+            b"".join(iter(lambda: slow.recv(1 << 20), b""))
+
+
 def test_more_requests_than_places_are_told_to_come_again(folder: Path) -> None:
     limits = Limits(patience=20, requests=1, queue=0.2)
     with Repository.open(folder) as repo:

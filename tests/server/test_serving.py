@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from served import Served, broken_parent
 
+from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import (
     DAG_CBOR,
     DAG_PB,
@@ -26,6 +27,7 @@ from cas_zarr.cid import RAW as RAW_CODEC
 from cas_zarr.codecs.car import CarReader
 from cas_zarr.codecs.dagpb import PBLink, PBNode, encode
 from cas_zarr.errors import FormatError
+from cas_zarr.server.content import Versions, follow
 from cas_zarr.tree.walk import reachable
 
 RAW, CAR = "application/vnd.ipld.raw", "application/vnd.ipld.car"
@@ -362,6 +364,23 @@ def test_metadata_are_consolidated_as_the_store_does_it(served: Served) -> None:
         assert set(members) == {"large", "t2m"}
         again = served.get(f"{base}/zarr.json", if_none_match=found.headers["etag"])
         assert again.status == 304
+
+
+def test_a_dataset_that_is_open_is_not_read_again(served: Served) -> None:
+    class Counted(MemoryBlocks):
+        reads: list[CidBytes]
+
+        def _read(self, cid: CidBytes) -> bytes | None:
+            self.reads.append(cid)
+            return super()._read(cid)
+
+    blocks, versions, root = Counted(), Versions("blake3"), as_cid_bytes(served.root)
+    blocks.reads = []
+    for _, cid in reachable(served.repo.blocks, root):
+        blocks.put(cid, served.repo.blocks.get(cid))
+    for _ in range(3):
+        assert follow(versions, blocks, root, ["t2m", "c", "0", "0"]).block == served.chunk
+    assert blocks.reads.count(root) <= 2
 
 
 def test_named_versions(served: Served) -> None:
