@@ -243,7 +243,8 @@ def _blocks_of(repo: Repository, *, writable: bool) -> CollectableBlocks:
     blocks = collectable(repo.blocks)
     if not isinstance(blocks, CollectableBlocks):
         raise InvalidArgumentError(
-            f"{blocks.location} cannot be collected: it does not say what is younger than a list"
+            f"blocks in {blocks.location} cannot be collected: they do not tell which of them are "
+            "younger than a list of what is not in use; nothing was deleted"
         )
     if writable and (repo.read_only or blocks.read_only):
         raise ReadOnlyError(f"{repo.location} is open for reading only")
