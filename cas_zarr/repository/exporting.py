@@ -102,7 +102,7 @@ def export(
     version : str, bytes or CID
     target : path or binary file object
         A file is written under another name, made durable and then renamed: whatever happens, no
-        half of one is left. A named pipe or a device is written to as it is. A file object is
+        half of one has its name. A named pipe or a device is written to as it is. A file object is
         written from where it stands and not closed; one that cannot seek, or was opened to append,
         gets a CARv1.
     path : str
