@@ -137,6 +137,7 @@ def test_a_page_reads_arrays(
         "content-range": f"bytes 2-{size - 1}/{size}",
     }
     seen = found["headers"]
+    assert seen["types"] == ["application/vnd.ipld.raw", "application/octet-stream"]
     assert (seen["get"], seen["head"]) == ([200, whole], [200, whole])
     assert (seen["part"], seen["rest"]) == ([206, part], [206, rest])
     assert seen["same"][0] == 304

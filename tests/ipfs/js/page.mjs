@@ -41,7 +41,11 @@ async function headers (url) {
     return [found.status, Object.fromEntries(names.map((name) => [name, found.headers.get(name)]))]
   }
   const etag = (await seen({}))[1].etag
+  // the cache of the browser tells a block from a file, by what was accepted
+  const type = async (options) => (await fetch(url, options)).headers.get('content-type')
+  const types = [await type({ headers: { Accept: 'application/vnd.ipld.raw' } }), await type({})]
   return {
+    types,
     get: await seen({}),
     head: await seen({ method: 'HEAD' }),
     part: await seen({ headers: { Range: 'bytes=2-5' } }),
