@@ -258,37 +258,29 @@ class Objects:
     # -- many objects ---------------------------------------------------------------------------
 
     def list(self, folder: str) -> Iterator[tuple[str, int]]:
-        """Yield the name and the size of each object in a folder, as pages of them come."""
-        under = (self.prefix + folder).rstrip("/") or None
-        skip = len(self.prefix)
-        last, ascending, broken = "", True, 0
-        while True:
-            rest = self._obstore.list(self.store, under, offset=last or None, chunk_size=_PAGE)
-            again = ascending and broken + 1 < _TRIES  # from the last name on
-            for page in self._pages(f"list {folder}", iter(rest), again=again):
-                if page is None:
-                    return
-                broken = 0
-                for meta in page:
-                    ascending = ascending and meta["path"] > last
-                    last = meta["path"]
-                    yield last[skip:], meta["size"]
-            _pause(broken)
-            broken += 1
+        """Yield the name and the size of each object in a folder, as pages of them come.
 
-    def _pages(self, doing: str, pages: Iterator[Any], *, again: bool) -> Iterator[Any]:
-        """Yield the pages of a list, and None at its end; it ends before if it breaks off."""
+        Where an answer breaks off, it goes on behind what came: servers list in order.
+        """
+        where = (self.prefix + folder).rstrip("/") or None
+        last: str | None = None
+        pages: Iterator[Any] | None = None
 
-        def turn() -> Any:
+        def page() -> Any:
+            nonlocal pages
+            if pages is None:
+                pages = iter(self._obstore.list(self.store, where, offset=last, chunk_size=_PAGE))
             try:
                 return next(pages, None)
-            except self._errors as error:
-                if again and gave_up_at_once(error):
-                    return False
+            except self._errors:
+                pages = None
                 raise
 
-        while (page := self._must(doing, turn, tries=1)) is not False:
-            yield page
+        skip = len(self.prefix)
+        while found := self._must(f"list {folder}", page):
+            last = found[-1]["path"]
+            for meta in found:
+                yield meta["path"][skip:], meta["size"]
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects, many by one request where the server can; none need be there."""
@@ -323,14 +315,14 @@ class Objects:
         if lacks_more(error):
             raise failure(error, doing, self.location) from None
 
-    def _must(self, doing: str, call: Callable[[], _T], *, tries: int = _TRIES) -> _T:
+    def _must(self, doing: str, call: Callable[[], _T]) -> _T:
         """Return what a call gives that asks for no object: if something is missing, the bucket."""
         try:
-            return self._do(doing, call, tries=tries)
+            return self._do(doing, call)
         except FileNotFoundError as error:
             raise failure(error, doing, self.location) from None
 
-    def _do(self, doing: str, call: Callable[[], _T], *, tries: int = _TRIES) -> _T:
+    def _do(self, doing: str, call: Callable[[], _T]) -> _T:
         """Return what a call gives, made again where it broke off.
 
         Raises
@@ -339,13 +331,13 @@ class Objects:
             If something is not there; all else as an error of this package.
         """
         _check_process()
-        for attempt in range(tries):
+        for attempt in range(_TRIES):
             try:
                 return call()
             except (FileNotFoundError, CasZarrError):
                 raise
             except self._errors as error:
-                if attempt + 1 == tries or not gave_up_at_once(error):
+                if attempt + 1 == _TRIES or not gave_up_at_once(error):
                     raise failure(error, doing, self.location) from None
             _pause(attempt)
         raise AssertionError("unreachable")

@@ -215,6 +215,17 @@ def test_a_block_is_read_whatever_befalls_a_request(
         assert out == data
 
 
+def test_a_list_is_whole_whatever_befalls_its_requests(
+    far: ObjectStoreBlocks, direct: ObjectStoreBlocks, faults: Faults
+) -> None:
+    blocks = sample_blocks(1100, largest=20)
+    direct.put_many(blocks.items())
+    direct.flush()
+    for script in (["half"], ["none", "half"], ["slow", "none", "lost", "cut", "half"]):
+        faults.script(*script)
+        assert sorted(far.list()) == sorted(blocks)
+
+
 def test_bytes_that_are_always_wrong_are_told_and_never_given(
     far: ObjectStoreBlocks, direct: ObjectStoreBlocks, faults: Faults
 ) -> None:
