@@ -125,11 +125,9 @@ class ClientNode(IpfsNode):
                 answer = self._client.dag.imprt(source, opts=options)
                 if not isinstance(answer["Stats"]["BlockCount"], int):
                     raise ValueError("no count of blocks")
-        except RemoteError as error:
+        except RemoteError:
             if source.error is not None:  # what the caller's blocks have raised, not the node
                 raise source.error from None
-            if _MISSING.search(str(error)) and "404" in str(error):
-                raise RemoteError(str(error), status=404) from None
             raise
         finally:
             self.sent += source.size
@@ -241,15 +239,14 @@ class ClientNode(IpfsNode):
                     f"{self.location} refuses {what}, of which it lacks a block: {_short(error)}; "
                     "send it again"
                 ) from None
-            raise RemoteError(f"{self.location} refuses {what}: {_short(error)}") from None
+            raise RemoteError(
+                f"{self.location} refuses {what}: {_short(error)}", status=_status_of(error)
+            ) from None
         except (broad, OSError) as error:  # what breaks later comes from requests, as an OSError
-            status = getattr(
-                getattr(getattr(error, "original", None), "response", None), "status_code", None
-            )
             raise RemoteError(
                 f"{self.location} does not answer when asked for {what}: {_short(error)}; "
                 "check that it runs and that the client has the address of its rpc",
-                status=status if isinstance(status, int) else None,
+                status=_status_of(error),
             ) from None
         except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise RemoteError(
@@ -329,6 +326,13 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"a {type(value).__name__} where text was expected")
     return value
+
+
+def _status_of(error: BaseException) -> int | None:
+    """Return the HTTP status behind an error of the client, None where there was no answer."""
+    answer = getattr(getattr(error, "original", None), "response", None)
+    status = getattr(answer, "status_code", None)
+    return status if isinstance(status, int) else None
 
 
 def _short(error: BaseException) -> str:

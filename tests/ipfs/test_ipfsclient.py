@@ -120,8 +120,9 @@ def test_a_broken_car(node: ClientNode, block: tuple[CidBytes, bytes]) -> None:
     cid, data = block
     with pytest.raises(RemoteError, match="refuses the import of a car"):
         node.import_car(iter([b"nonsense"]))
-    with pytest.raises(RemoteError, match="refuses the import of a car"):
+    with pytest.raises(RemoteError, match="refuses the import of a car") as refused:
         node.import_car(car((cid, data + b"!")))
+    assert refused.value.status is not None  # it has answered: the same again is of no use
 
     for failure in (CorruptBlockError("block of mine is damaged"), StorageError("disk of mine")):
 
@@ -158,6 +159,9 @@ def test_nobody_there_and_something_else_there(kubo: Kubo) -> None:
     for call in (gateway.version, gateway.keys, gateway.pins):
         with pytest.raises(RemoteError, match="address of"):
             call()
+    with pytest.raises(RemoteError) as caught:
+        gateway.import_car(car())
+    assert caught.value.status in (404, 405)  # it does not know that, and blocks may do
 
 
 def test_what_means_a_node(kubo: Kubo, node: ClientNode) -> None:
