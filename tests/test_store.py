@@ -636,7 +636,7 @@ def test_stores_that_cannot_be(tmp_path: Path) -> None:
     for options in ({}, {"read_only": True}):
         with pytest.raises(VersionNotFoundError, match="did you mean 'main'"):
             CASStore(tmp_path / "repo", branch="mian", **options)
-    for location in ("s3://bucket", "ipfs://bafy", 3, b"path", None):
+    for location in ("sftp://host/path", "ipfs://bafy", 3, b"path", None):
         with pytest.raises((InvalidArgumentError, TypeError)):
             CASStore(location)  # type: ignore[arg-type]
 

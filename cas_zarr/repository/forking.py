@@ -46,7 +46,7 @@ class Fork(Closing):
     def __init__(
         self, repository: Repository, base: CidBytes, branch: str, *, strict: bool = False
     ) -> None:
-        self._set_up(repository, base, branch, strict, None)
+        self._set_up(repository, base, branch, strict, [])
 
     def _set_up(
         self,
@@ -54,14 +54,14 @@ class Fork(Closing):
         base: CidBytes,
         branch: str,
         strict: bool,
-        delta: Delta | None,
+        deltas: list[Delta],
     ) -> None:
         self.tree = self  # what adapters need of a session
         self.base = base
         self.branch = branch
         self._strict = strict
         self._repository = repository
-        self._delta = delta
+        self._deltas = deltas
         self._mapping: CASMapping | None = None
         self._lock = threading.RLock()
         self._opened: tuple[str, str, Sources] | None = None
@@ -95,8 +95,8 @@ class Fork(Closing):
         mapping = CASMapping(
             repository.blocks, self.base, hash=repository.hash, strict=self._strict
         )
-        if self._delta is not None:
-            mapping.unite_deltas({self.base: [self._delta]})
+        if self._deltas:
+            mapping.unite_deltas({self.base: self._deltas})
         return mapping
 
     @property
@@ -114,13 +114,25 @@ class Fork(Closing):
         """Never: what was written comes back with the fork."""
         return False
 
-    def delta(self) -> Delta:
+    def deltas(self) -> list[Delta]:
         """Return what was written; its blocks are durable."""
         with self._lock:
-            if self._mapping is not None:
-                self._mapping.blocks.flush()
-                return self._mapping.delta()
-            return Delta() if self._delta is None else self._delta
+            if self._mapping is None:
+                return self._deltas
+            self._mapping.blocks.flush()
+            delta = self._mapping.delta()
+            return [delta] if delta else []
+
+    def fresh(self) -> Fork:
+        """Return another fork that began as this one did, without what this one wrote."""
+        return self.bringing([])
+
+    def bringing(self, deltas: list[Delta]) -> Fork:
+        """Return another fork that has written this, wherever it was."""
+        fork = Fork.__new__(Fork)
+        fork._set_up(self._repository, self.base, self.branch, self._strict, deltas)
+        fork._opened = self._opened
+        return fork
 
     def prepare(self) -> CASMapping:
         """Return the mapping to write to."""
@@ -164,7 +176,7 @@ class Fork(Closing):
             repository = self._repository
             opened = repository.location, repository.author, repository.sources
         process = os.getpid() if opened[0].startswith(MEMORY) else None
-        return _unpickle, (opened, self.base, self.branch, self._strict, self.delta(), process)
+        return _unpickle, (opened, self.base, self.branch, self._strict, self.deltas(), process)
 
 
 def _unpickle(
@@ -172,7 +184,7 @@ def _unpickle(
     base: CidBytes,
     branch: str,
     strict: bool,
-    delta: Delta,
+    deltas: list[Delta],
     process: int | None,
 ) -> Fork:
     if process is not None and process != os.getpid():
@@ -181,7 +193,7 @@ def _unpickle(
             "use a folder or object storage"
         )
     fork = Fork.__new__(Fork)
-    fork._set_up(None, base, branch, strict, delta if delta else None)
+    fork._set_up(None, base, branch, strict, deltas)
     fork._opened = opened
     return fork
 

@@ -169,7 +169,7 @@ class WorkingTree:
                         f"{fork!r} is no fork of this session on branch {self.branch!r} of "
                         f"{self.repository.location}; merge it into the one that made it"
                     )
-                deltas.setdefault(fork.base, []).append(fork.delta())
+                deltas.setdefault(fork.base, []).extend(fork.deltas())
             self.prepare().unite_deltas(deltas)
 
     def leave(self) -> None:

@@ -7,7 +7,7 @@ a fraction of a second, and none of their pages is written before all of them ar
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from cas_zarr.tree.node import Root, Value
 from cas_zarr.tree.table import Table
 from cas_zarr.tree.view import TreeView
 
-__all__ = ["ChunkDelta", "Delta", "delta_between", "delta_of", "unite"]
+__all__ = ["ChunkDelta", "Delta", "delta_between", "delta_of", "joined", "unite"]
 
 _SHOWN = 5
 
@@ -43,10 +43,10 @@ class ChunkDelta:
     path, form : str
         The array, and which of its trees.
     codes, cids, sizes : arrays
-        Of the chunks that were set, ascending: Morton codes, shape (n,); CIDs, shape (n, 36);
+        Of the chunks that were set, in any order: Morton codes, shape (n,); CIDs, shape (n, 36);
         bytes, shape (n,).
     deletes : array
-        Ascending codes of the chunks that were deleted.
+        Codes of the chunks that were deleted.
     layout : ShardLayout or None
         The sharding that long values were cut for.
     """
@@ -135,6 +135,24 @@ def delta_of(view: TreeView, changes: Changes) -> Delta:
 def delta_between(before: TreeView, after: TreeView) -> Delta:
     """Return what leads from one version to another as a delta."""
     return delta_of(before, changes_of(after, diff(before, after)))
+
+
+def joined(deltas: Sequence[Delta]) -> list[Delta]:
+    """Put deltas together for the way, as they are: `unite` finds what two of them set."""
+    chunks = [
+        ChunkDelta(
+            path,
+            form,
+            _joined([part.codes for part in parts]),
+            np.concatenate([part.cids for part in parts]),
+            np.concatenate([part.sizes for part in parts]),
+            _joined([part.deletes for part in parts]),
+            parts[0].layout,
+        )
+        for (path, form), parts in _by_tree(deltas).items()
+    ]
+    others = [replace(delta, chunks=()) for delta in deltas if delta.values or delta.structural]
+    return [Delta(tuple(chunks)), *others] if chunks else others
 
 
 def unite(view: TreeView, deltas: Sequence[Delta]) -> Root:

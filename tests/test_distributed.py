@@ -1,0 +1,258 @@
+"""Dask: arrays and datasets written by threads, processes and a cluster, in one commit."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from dask.base import tokenize
+
+from cas_zarr import CASStore, Repository
+from cas_zarr.distributed import store_dask, to_cas
+from cas_zarr.errors import ConflictError, InvalidArgumentError
+
+SHAPE = (48, 60)
+VALUES = np.arange(48 * 60, dtype="i4").reshape(SHAPE)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[CASStore]:
+    with CASStore(tmp_path / "x.cas") as store:
+        zarr.create_array(store, name="data", shape=SHAPE, dtype="i4", chunks=(5, 12))
+        store.commit("an empty array")
+        yield store
+
+
+def content(store: CASStore, path: str = "data") -> np.ndarray:
+    return zarr.open_array(store, path=path, mode="r")[:]
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    distributed = pytest.importorskip("distributed")
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 3}),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, protocol="tcp://"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.mark.parametrize("blocks", [(48, 60), (5, 12), (7, 7), (1, 60), (48, 1)])
+def test_blocks_of_any_shape(store: CASStore, blocks: tuple[int, int]) -> None:
+    store_dask(da.from_array(VALUES, chunks=blocks), "data", store)
+    np.testing.assert_array_equal(content(store), VALUES)
+    assert store.session.dirty  # nothing is shown before it is asked for
+    store.commit("written")
+    np.testing.assert_array_equal(content(CASStore(store.location, version="main")), VALUES)
+
+
+def test_the_cid_is_that_of_one_writer(store: CASStore, tmp_path: Path) -> None:
+    store_dask(da.from_array(VALUES, chunks=(7, 7)), "data", store)
+    with CASStore(tmp_path / "alone.cas") as alone:
+        zarr.create_array(alone, name="data", shape=SHAPE, dtype="i4", chunks=(5, 12))[:] = VALUES
+        assert store.flush() == alone.flush()
+
+
+def test_many_small_blocks_are_joined_in_a_tree(
+    store: CASStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cas_zarr.distributed._TASK", 1)
+    monkeypatch.setattr("cas_zarr.distributed._FAN_IN", 2)
+    writes = store_dask(da.from_array(VALUES, chunks=(5, 12)), "data", store, compute=False)
+    assert writes is not None
+    assert content(store).sum() == 0
+    names = [str(key) for key in writes.delayed.__dask_graph__()]
+    assert sum(name.startswith("_write_blocks") for name in names) == 50
+    assert sum(name.startswith("_join") for name in names) > 40
+    result, total = dask.compute(writes.delayed, da.ones(3).sum())
+    assert total == 3
+    assert content(store).sum() == 0
+    writes.merge(result)
+    np.testing.assert_array_equal(content(store), VALUES)
+
+
+def test_regions_and_several_targets(store: CASStore) -> None:
+    zarr.create_array(store, name="other", shape=SHAPE, dtype="i4", chunks=(8, 60), shards=(16, 60))
+    lazy = da.from_array(VALUES, chunks=(6, 20))
+    store_dask(
+        [lazy[2:31, 7:50], lazy],
+        ["data", zarr.open_array(store, path="other")],
+        store,
+        regions=[(slice(2, 31), slice(7, 50)), (slice(None), slice(None))],
+    )
+    expected = np.zeros(SHAPE, "i4")
+    expected[2:31, 7:50] = VALUES[2:31, 7:50]
+    np.testing.assert_array_equal(content(store), expected)
+    np.testing.assert_array_equal(content(store, "other"), VALUES)
+
+
+def test_what_does_not_fit_is_refused(store: CASStore) -> None:
+    lazy = da.from_array(VALUES, chunks=(6, 20))
+    with pytest.raises(InvalidArgumentError, match="does not fit"):
+        store_dask(lazy[:10], "data", store)
+    with pytest.raises(InvalidArgumentError, match="steps of 1"):
+        store_dask(lazy[:24], "data", store, regions=(slice(0, 48, 2), slice(None)))
+    with pytest.raises(InvalidArgumentError, match="as many targets"):
+        store_dask([lazy], ["data", "data"], store)
+    with pytest.raises(InvalidArgumentError, match="compute_chunk_sizes"):
+        store_dask(lazy[lazy[:, 0] > 0][:, :], "data", store, regions=(slice(0, 0), slice(None)))
+
+
+def test_two_writes_of_one_chunk_conflict(store: CASStore) -> None:
+    lazy = da.from_array(VALUES, chunks=(6, 20))
+    whole = (slice(None), slice(None))
+    with pytest.raises(ConflictError, match="written by two"):
+        store_dask([lazy, lazy + 1], ["data", "data"], store, regions=[whole, whole])
+    assert content(store).sum() == 0
+
+
+def test_processes(store: CASStore) -> None:
+    lazy = da.from_array(VALUES, chunks=(20, 60))
+    store_dask(lazy, "data", store, scheduler="processes", num_workers=2)
+    store.commit("by processes")
+    np.testing.assert_array_equal(content(store), VALUES)
+    assert Repository.open(store.location).verify(data=True).ok
+
+
+def die_once(block: np.ndarray, flag: str) -> np.ndarray:
+    if not os.path.exists(flag):
+        Path(flag).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return block
+
+
+@pytest.mark.slow
+def test_a_cluster_of_which_a_worker_is_killed(
+    cluster: Any, store: CASStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(cluster.scheduler_info()["workers"]) == 2
+    monkeypatch.setattr("cas_zarr.distributed._TASK", 1)
+    lazy = da.from_array(VALUES, chunks=(5, 60))
+    flag = str(tmp_path / "died")
+    lazy = lazy.map_blocks(die_once, flag, dtype="i4", meta=np.empty((0, 0), "i4"))
+    store_dask(lazy, "data", store)
+    assert os.path.exists(flag)
+    store.commit("after all")
+    np.testing.assert_array_equal(content(store), VALUES)
+    assert Repository.open(store.location).verify(data=True).ok
+
+
+# -- xarray ----------------------------------------------------------------------------------------
+
+
+def days(start: int, count: int) -> xr.Dataset:
+    time = np.datetime64("2026-01-01", "ns") + np.arange(start, start + count) * np.timedelta64(
+        1, "D"
+    )
+    values = np.random.default_rng(start).random((count, 10, 12))
+    values[0, 0, 0] = np.nan
+    return xr.Dataset(
+        {
+            "t2m": (("time", "y", "x"), values, {"units": "K"}),
+            "mask": (("y", "x"), np.arange(120).reshape(10, 12) % 2 == 0),
+            "seen": ("time", time + np.timedelta64(6, "h")),
+        },
+        coords={"time": time, "x": np.arange(12.0)},
+    )
+
+
+PACKED = {"t2m": {"dtype": "i2", "scale_factor": 1e-4, "_FillValue": -9}}
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_dataset_is_what_to_zarr_writes(tmp_path: Path, scheduler: str, zarr_format: int) -> None:
+    lazy = days(0, 6).chunk(time=2, y=5)
+    options: dict[str, Any] = {"encoding": PACKED, "zarr_format": zarr_format}
+    with CASStore(tmp_path / "ours.cas") as ours, CASStore(tmp_path / "theirs.cas") as theirs:
+        to_cas(lazy, ours, options={"scheduler": scheduler}, **options)
+        lazy.to_zarr(theirs, consolidated=False, **options)
+        assert ours.flush() == theirs.flush()
+
+
+def test_append_and_region(tmp_path: Path) -> None:
+    with CASStore(tmp_path / "x.cas") as store, CASStore(tmp_path / "y.cas") as theirs:
+        to_cas(days(0, 4).chunk(time=2), store, group="model/run", encoding=PACKED)
+        store.commit("four days")
+        to_cas(days(4, 3).chunk(time=2), store, group="model/run", append_dim="time")
+        store.commit("three more")
+        days(0, 4).chunk(time=2).to_zarr(theirs, group="model/run", encoding=PACKED)
+        days(4, 3).chunk(time=2).to_zarr(theirs, group="model/run", append_dim="time")
+        assert store.flush() == theirs.flush()
+        part = days(9, 2).chunk(time=1)[["t2m", "seen"]].drop_vars(["time", "x"])
+        writes = to_cas(
+            part, store, group="model/run", region={"time": slice(2, 4)}, mode="r+", compute=False
+        )
+        assert writes is not None
+        writes.compute()
+        store.commit("two days anew")
+        read = xr.open_zarr(store, group="model/run", consolidated=False)
+        np.testing.assert_allclose(read.t2m[2:4], part.t2m, atol=1e-4)
+        np.testing.assert_array_equal(read.seen[2:4], part.seen)
+        np.testing.assert_array_equal(read.time, days(0, 7).time)
+
+
+def test_a_dataset_in_memory_needs_no_workers(tmp_path: Path) -> None:
+    with CASStore(tmp_path / "x.cas") as store:
+        to_cas(days(0, 3), store)
+        to_cas(days(0, 2).t2m.rename("alone").chunk(), store, group="one")
+        store.commit("three days")
+        xr.testing.assert_equal(xr.open_zarr(store, consolidated=False).load(), days(0, 3))
+        assert xr.open_zarr(store, group="one", consolidated=False).alone.shape == (2, 10, 12)
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+def test_equal_data_have_equal_tokens(tmp_path: Path) -> None:
+    stores = []
+    for name in ("here.cas", "there.cas"):
+        with CASStore(tmp_path / name) as store:
+            zarr.create_array(store, name="a", shape=4, dtype="i4", chunks=2)[:] = 7
+            zarr.create_array(store, name="b", shape=4, dtype="i4", chunks=2)[:] = 8
+            store.commit("same", time=1)
+        stores.append(CASStore(tmp_path / name, version="main"))
+    assert tokenize(stores[0]) == tokenize(stores[1])
+    arrays = [zarr.open_array(store, path="a", mode="r") for store in stores]
+    assert (
+        tokenize(arrays[0])
+        == tokenize(arrays[1])
+        == tokenize(pickle.loads(pickle.dumps(arrays[0])))
+    )
+    assert da.from_zarr(arrays[0]).name == da.from_zarr(arrays[1]).name
+    assert tokenize(arrays[0]) != tokenize(zarr.open_array(stores[0], path="b", mode="r"))
+    with CASStore(tmp_path / "here.cas") as store:
+        before = tokenize(store)
+        zarr.open_array(store, path="a")[0] = 1
+        assert tokenize(store) != before
+        assert tokenize(zarr.open_array(store, path="a")) != tokenize(arrays[0])
+        assert tokenize(zarr.open_array(store, path="b")) == tokenize(
+            zarr.open_array(stores[1], path="b", mode="r")
+        )
+    memory = zarr.create_array({}, shape=4, dtype="i4")
+    assert tokenize(memory) == tokenize(memory)
+
+
+def test_the_cid_of_a_chunk(store: CASStore) -> None:
+    assert store.cid_of_chunk("data", (0, 0)) is None
+    zarr.open_array(store, path="data")[:5, :12] = 3
+    zarr.open_array(store, path="data")[5:10, :12] = 3
+    cid = store.cid_of_chunk("data", (0, 0))
+    assert cid is not None
+    assert store.cid_of_chunk("data", (1, 0)) == cid
+    assert store.cid_of_chunk("data", (0, 9)) is None
+    with pytest.raises(KeyError, match="no array"):
+        store.cid_of_chunk("nothing", (0,))
