@@ -119,16 +119,19 @@ def test_many_are_asked_for_at_once_and_none_twice(far: ObjectStoreBlocks, fault
     assert 2 <= faults.busiest <= 8
 
 
-def test_a_put_does_not_wait_for_the_server(far: ObjectStoreBlocks, faults: Faults) -> None:
+def test_a_put_does_not_wait_for_the_server(
+    far: ObjectStoreBlocks, direct: ObjectStoreBlocks, faults: Faults
+) -> None:
     blocks = sample_blocks(100)
-    faults.latency = 0.05
-    began = time.perf_counter()
+    faults.always("stall")
     for cid, data in blocks.items():
         far.put(cid, data)
         assert far.get(cid) == data
-    assert time.perf_counter() - began < 100 * 0.05  # one after the other would take this long
+        assert far.has(cid)
+    faults.always()
+    faults.released.set()
     far.flush()
-    assert len(faults.taken()) == 100
+    assert sorted(direct.list()) == sorted(blocks)
 
 
 def test_a_list_asks_for_a_page_when_it_is_wanted(
@@ -373,11 +376,11 @@ def test_closing_does_not_wait_for_a_server_that_says_nothing(
     far: ObjectStoreBlocks, faults: Faults
 ) -> None:
     faults.always("stall")
-    began = time.perf_counter()
     with far:
         far.put_many(sample_blocks(100).items())
-    assert time.perf_counter() - began < 20  # a stall takes thirty seconds
-    faults.released.set()
+        while not faults.busy:
+            time.sleep(0.01)
+    assert faults.busy
 
 
 def test_a_forked_process_leaves_to_its_parent_what_is_on_its_way(
