@@ -7,8 +7,11 @@ other chunks are fetched side by side. All of it is kept in the tier that the bl
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from math import inf
 from typing import Final
 
 import numpy as np
@@ -18,7 +21,7 @@ from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.cache import CacheBlocks, RecentBlocks
 from cas_zarr.blocks.tiered import TieredBlocks
 from cas_zarr.cid import DAG_PB, CidBytes
-from cas_zarr.errors import InvalidArgumentError, NotFoundError
+from cas_zarr.errors import InvalidArgumentError, NotFoundError, ReadOnlyError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.describe import describe_node
 from cas_zarr.repository.selection import Box, Part, index_box, parse_part
@@ -91,9 +94,13 @@ def prefetch(
     NotFoundError
         If there is nothing at the path.
     InvalidArgumentError
-        If a box is given for something that is no array on a regular grid.
+        If a box is given for something that is no array on a regular grid, or twice.
+    ReadOnlyError
+        If what is fetched would not be kept.
     """
     part = parse_part(path)
+    if box is not None and part.slices is not None:
+        raise InvalidArgumentError(f"{path!s} has a box, and one is given; a box cannot come twice")
     sides = part.slices if box is None else tuple(box)
     tier = tier_of(mapping.blocks)
     root = mapping.root
@@ -137,14 +144,20 @@ class _Work:
         self.reader = reader
         self.tier = tier
         self.chunks = self.size = 0
+        self._ahead = 0  # bytes of values when pages that came with theirs will be counted
         self._progress = progress
+        self._full = False
         self._room: int | None = None
         if tier is not None and isinstance(tier.local, (CacheBlocks, RecentBlocks)):
             self._room = tier.local.limit * 7 // 8  # pages need some, too
 
     def full(self) -> bool:
-        """Tell whether more would push out what was fetched."""
-        return self._room is not None and self.size > self._room
+        """Tell whether something was left out, since it would push out what was fetched."""
+        return self._full
+
+    def _left(self) -> float:
+        """Return how many bytes of values can come yet."""
+        return inf if self._room is None else self._room - self.size
 
     def array(self, node: Node, box: Box | None) -> None:
         """Fetch the documents and plain keys of a node, and the chunks of a box of it."""
@@ -158,8 +171,9 @@ class _Work:
             if box is not None and ndim != len(box):
                 continue
             tree = ChunkTree(self.reader, ref, ndim)
+            self._ahead = self.size
             if box is None and ref.embedded is None and ref.chunks <= MAX_ENTRIES:
-                self._pages([ref.cid])  # a single page has no other above it
+                self._pages([ref.cid], [ref.size])  # a single page has no other above it
             for table in self._tables(tree, box):
                 cids = [CidBytes(cid.tobytes()) for cid in table.cids]
                 self._values(list(map(Value, cids, table.sizes.tolist())))
@@ -181,27 +195,36 @@ class _Work:
         if self.tier is None or len(rows) == 0:
             return
         wanted = _is_leaf(rows) & (_share(tree, rows, box) >= MOST)
-        self._pages([CidBytes(cid.tobytes()) for cid in rows.cids[wanted]])
+        cids = [CidBytes(cid.tobytes()) for cid in rows.cids[wanted]]
+        self._pages(cids, rows.sizes[wanted].tolist())
 
-    def _pages(self, cids: Sequence[CidBytes]) -> None:
-        """Fetch pages that are not here, with all that they link."""
-        if self.tier is not None and cids:
-            held = self.tier.local.has_many(cids)
-            missing = [cid for cid, here in zip(cids, held, strict=True) if not here]
-            if missing:
-                self.tier.fetch_below(missing, self.full)
+    def _pages(self, cids: Sequence[CidBytes], sizes: Sequence[int]) -> None:
+        """Fetch pages that are not here, with all that they link, as far as there is room."""
+        if self.tier is None or not cids:
+            return
+        self._ahead = max(self._ahead, self.size)
+        left = self._left() + self.size - self._ahead
+        ends = list(accumulate(sizes))
+        fitting = bisect_right(ends, left)
+        self._ahead += ends[fitting - 1] if fitting else 0
+        held = self.tier.local.has_many(cids[:fitting])
+        missing = [cid for cid, here in zip(cids, held, strict=False) if not here]
+        if missing:
+            self._refuse_to_drop()
+            self.tier.fetch_below(missing, self.full)
 
     def _values(self, values: Sequence[Value]) -> None:
         batch: list[Value] = []
         held = 0
         for value in values:
+            if held + value.size > self._left():
+                self._full = True
+                break
             batch.append(value)
-            held += min(value.size, 2 << 20)
+            held += value.size
             if len(batch) >= _BATCH or held >= _BATCH_BYTES:
                 self._fetch(batch)
                 batch, held = [], 0
-                if self.full():
-                    return
         self._fetch(batch)
 
     def _fetch(self, values: Sequence[Value]) -> None:
@@ -226,7 +249,15 @@ class _Work:
         held = self.tier.local.has_many(cids)
         missing = [cid for cid, here in zip(cids, held, strict=True) if not here]
         if missing:
+            self._refuse_to_drop()
             self.tier.get_many(missing)
+
+    def _refuse_to_drop(self) -> None:
+        if self.tier is not None and self.tier.read_only:
+            raise ReadOnlyError(
+                f"{self.tier.location} is open for reading only and keeps nothing that is fetched; "
+                "open it for writing to fetch ahead"
+            )
 
 
 def _is_leaf(rows: Table) -> NDArray[np.bool_]:

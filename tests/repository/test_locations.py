@@ -451,6 +451,58 @@ def test_prefetching_an_array_asks_for_whole_pages(
         store.prefetch("nothing")
     with pytest.raises(InvalidArgumentError, match="regular grid"):
         store.prefetch("", (slice(0, 1),))
+    with pytest.raises(InvalidArgumentError, match="twice"):
+        store.prefetch("air[0:4]", (slice(0, 1),))
+
+
+@pytest.mark.parametrize("cars", [True, False])
+@pytest.mark.parametrize("chunk", [16 << 10, 3 << 20], ids=["blocks", "files"])
+def test_no_more_is_prefetched_than_the_cache_holds(tmp_path: Path, cars: bool, chunk: int) -> None:
+    limit, rng = 4 << 20, np.random.default_rng(1)
+    with Repository.open(tmp_path / "r.cas", create=True) as source:
+        with CASStore(source) as store:
+            zarr.create_array(
+                store,
+                name="a",
+                data=rng.integers(0, 256, (24 << 20) // chunk * chunk, np.uint8),
+                chunks=(chunk,),
+                compressors=None,
+            )
+            root = format_cid(store.flush().__bytes__())
+        with counting_gateway(source.blocks) as server:
+            server.cars = cars
+            answer = server.answer
+            sent: list[int] = []
+
+            def counted(form: str, cid: CidBytes) -> bytes | None:
+                data = answer(form, cid)
+                sent.append(len(data or b""))
+                return data
+
+            server.answer = counted  # type: ignore[method-assign]
+            cache = tmp_path / f"cache{cars}{chunk}"
+            with CASStore(f"ipfs://{root}", gateways=server.url, cache=(cache, limit)) as far:
+                assert not far.prefetch("a").complete
+            assert limit // 2 < sum(sent) < 2 * limit
+
+
+def test_what_keeps_nothing_cannot_be_prefetched(
+    made: tuple[str, list[CidBytes], np.ndarray], gateway: Counting, tmp_path: Path
+) -> None:
+    location = f"ipfs://{format_cid(made[1][-1])}"
+    Repository.clone(location, tmp_path / "p.cas", paths="ocean", gateways=gateway.url).close()
+    options = {"gateways": gateway.url, "read_only": True}
+    with CASStore(tmp_path / "p.cas", **options) as store:
+        assert store.prefetch("ocean").complete  # it is here
+        gateway.taken()
+        with pytest.raises(ReadOnlyError, match="keeps nothing"):
+            store.prefetch("air", (slice(0, 2),))
+    with CASStore(tmp_path / "p.cas", gateways=gateway.url) as store:
+        assert store.prefetch("air", (slice(0, 2),)).complete
+    gateway.taken()
+    with CASStore(tmp_path / "p.cas", **options) as store:
+        assert store.prefetch("air", (slice(0, 2),)).complete
+    assert gateway.taken() == []
 
 
 def test_a_write_to_memory_is_not_bothered_by_networks(tmp_path: Path) -> None:
