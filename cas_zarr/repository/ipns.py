@@ -86,7 +86,7 @@ class NameAnswer:
 
 
 def publish_name(
-    node: IpfsNode,
+    node: IpfsNode | str,
     key_name: str,
     cid: CidLike,
     *,
@@ -97,8 +97,9 @@ def publish_name(
 
     Parameters
     ----------
-    node : IpfsNode
-        Has the key, signs the record, and publishes it again until the node is shut down.
+    node : IpfsNode or str
+        A node, or what `as_node` takes for one. It has the key, signs the record, and publishes it
+        again until it is shut down.
     key_name : str
         Of a key of the node; it is made if there is none of that name.
     cid : CID
@@ -112,7 +113,9 @@ def publish_name(
     RemoteError
         If the node does not do it.
     """
-    target = as_cid_bytes(cid)
+    from cas_zarr.blocks.ipfsclient import as_node
+
+    node, target = as_node(node), as_cid_bytes(cid)
     times = {"lifetime": _duration("lifetime", lifetime), "ttl": _duration("ttl", ttl)}
     return move_name(node, key_name, own_name(node, key_name), target, **times)
 
@@ -166,7 +169,7 @@ def own_name(node: IpfsNode, key_name: str) -> str:
 def resolve_ipns(
     name: str,
     *,
-    nodes: Sequence[IpfsNode] = (),
+    nodes: Sequence[IpfsNode | str] = (),
     gateways: Sequence[str] = (),
     client: HttpClient | None = None,
 ) -> str:
@@ -177,7 +180,7 @@ def resolve_ipns(
 def resolve_name(
     name: str,
     *,
-    nodes: Sequence[IpfsNode] = (),
+    nodes: Sequence[IpfsNode | str] = (),
     gateways: Sequence[str] = (),
     client: HttpClient | None = None,
 ) -> NameAnswer:
@@ -187,7 +190,7 @@ def resolve_name(
     ----------
     name : str
         The name of a key (``k51…``) or a domain, also as ``ipns://name/path`` or ``/ipns/name``.
-    nodes : sequence of IpfsNode
+    nodes : sequence of IpfsNode, or of what `as_node` takes for one
         Asked first, in this order; the first that knows the name is believed.
     gateways : sequence of str
         Addresses of HTTP gateways, asked if no node knows the name: for a key all of them for its
@@ -208,14 +211,17 @@ def resolve_name(
         raise InvalidArgumentError(
             f"nobody can be asked for the ipns name {name!r}; give a node or a gateway"
         )
+    from cas_zarr.blocks.ipfsclient import as_node
+
+    asked = [as_node(node) for node in ((nodes,) if isinstance(nodes, str) else nodes)]
     if isinstance(gateways, str):
         gateways = (gateways,)
     if gateways and client is None:
         from cas_zarr.blocks.http import HttpClient
 
         with HttpClient() as own:
-            return _Resolver(nodes, gateways, own).resolve(name)
-    return _Resolver(nodes, gateways, client).resolve(name)
+            return _Resolver(asked, gateways, own).resolve(name)
+    return _Resolver(asked, gateways, client).resolve(name)
 
 
 class _Resolver:

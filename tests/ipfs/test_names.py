@@ -276,6 +276,15 @@ def test_gateways_are_asked_all_at_once(gateway: Callable[..., str]) -> None:
     assert resolve_name(str(NAME), gateways=urls).sequence == 15
 
 
+def test_addresses_are_nodes_too(kubo: Kubo) -> None:
+    key = f"address-{os.urandom(4).hex()}"
+    name = publish_name(kubo.rpc, key, cid("one"))
+    for nodes in (kubo.rpc, [kubo.rpc], [KuboNode(kubo.rpc)]):
+        assert resolve_ipns(name, nodes=nodes) == path("one")
+    with pytest.raises(InvalidArgumentError, match="no ipfs node"):
+        resolve_ipns(name, nodes=[5])  # type: ignore[list-item]
+
+
 def test_nobody_to_ask() -> None:
     with pytest.raises(InvalidArgumentError, match="give a node or a gateway"):
         resolve_ipns(str(NAME))

@@ -178,7 +178,7 @@ def test_of_what_the_node_lost_below_a_page_only_that_is_sent_again(
 def test_a_collection_at_the_node_leaves_all_that_was_published(
     kubo: Kubo, repo: Repository
 ) -> None:
-    """Small trees have their top page in the root, as bytes that a node does not look into."""
+    """Small trees have their top page in the root, where a node has to see its links."""
     with filled(repo, 30, seed=37) as session:
         session.commit("first")
     first = publish(repo, to=kubo.rpc)
