@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cas_zarr.cid import CidBytes, CidLike, ReadableCids, as_cid_bytes
+from cas_zarr.cid import DAG_PB, CidBytes, CidLike, ReadableCids, as_cid_bytes, codec_of
 from cas_zarr.errors import (
     BlockNotFoundError,
     InvalidArgumentError,
@@ -158,8 +158,8 @@ def _cids_of(repo: Repository, entries: Sequence[Published], version: CidLike) -
     except InvalidCIDError:
         pass
     else:
-        if not repo.blocks.has(cid):  # a version that is gone: nothing more is known of it
-            return {cid}
+        if codec_of(cid) == DAG_PB or not repo.blocks.has(cid):
+            return {cid}  # a view, or a version that is gone: nothing more is known of it
     found = repo.resolve(version)
     commits = set() if found.commit is None else {found.commit}
     alive = _Alive(repo, (commits, [found.root]))

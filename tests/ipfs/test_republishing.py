@@ -10,7 +10,7 @@ from running import Kubo
 from test_publishing import filled, repo, there  # noqa: F401 (a fixture)
 
 from cas_zarr.blocks.ipfsnode import Pin
-from cas_zarr.blocks.kubo import KuboNode
+from cas_zarr.blocks.kubo import KuboBlocks, KuboNode
 from cas_zarr.cid import CidBytes, format_cid
 from cas_zarr.errors import CasZarrError, InvalidArgumentError, RemoteError
 from cas_zarr.repository import sending
@@ -266,3 +266,14 @@ def test_no_car_is_larger_than_it_may_be(
     assert max(node.cars) <= 8 << 20
     assert len(node.cars) <= 6
     assert there(kubo, repo, report.root)
+
+
+def test_a_view_is_taken_back_by_its_cid_wherever_its_block_is(
+    kubo: Kubo, repo: Repository
+) -> None:
+    with filled(repo, 3, seed=fresh()) as session:
+        session.commit("first")
+    view = publish(repo, to=kubo.rpc, view="unixfs")
+    repo.blocks.put(view.cid, KuboBlocks(kubo.rpc).get(view.cid))
+    taken = unpublish(repo, kubo.rpc, version=format_cid(view.cid)).unpinned
+    assert [one.cid for one in taken] == [view.cid]
