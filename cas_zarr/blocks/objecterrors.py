@@ -55,7 +55,7 @@ def gave_up_at_once(error: BaseException) -> bool:
         and status_of(error) is None
         and not _tried_all(text)
         and ("HTTP error" in text or "HttpError" in text or "reqwest" in text)
-        and "builder error" not in text
+        and not any(mark in text for mark in ("builder error", *_METADATA))
     )
 
 

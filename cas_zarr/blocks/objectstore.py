@@ -51,7 +51,7 @@ class ObjectStoreBlocks(BlockStore):
     store : Objects, str or obstore store
         What `open_object_store` gives or takes.
     prefix : str
-        Below that of `store`; only where that is not `Objects` already.
+        Below that of `store`.
     read_only : bool
         Whether `put` and `delete` are refused.
     parallel : int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -271,6 +272,22 @@ def test_credentials_that_are_refused_are_told(versitygw: VersityGw) -> None:
             assert "denied" in str(error)
             assert "credentials" in str(error)
             assert "AKIANOBODY" not in str(error)
+
+
+def test_credentials_that_are_nowhere_are_told(
+    versitygw: VersityGw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    options = versitygw.options(
+        access_key_id=None,
+        secret_access_key=None,
+        metadata_endpoint="http://127.0.0.1:9",  # where a machine of AWS asks for its own
+        retry_config={"max_retries": 0},
+    )
+    for error in _refused(open_object_store(f"s3://{BUCKET}", **options)):
+        assert "no credentials were found" in str(error)
+        assert "anonymous=True" in str(error)
 
 
 def test_a_server_that_is_away_is_told(versitygw: VersityGw) -> None:
