@@ -18,7 +18,7 @@ import zarr
 from dask.base import tokenize
 
 from cas_zarr import CASStore, Repository
-from cas_zarr.distributed import store_dask, to_cas
+from cas_zarr.distributed import cached, store_dask, to_cas
 from cas_zarr.errors import ConflictError, InvalidArgumentError
 
 SHAPE = (48, 60)
@@ -69,8 +69,8 @@ def test_the_cid_is_that_of_one_writer(store: CASStore, tmp_path: Path) -> None:
 def test_many_small_blocks_are_joined_in_a_tree(
     store: CASStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cas_zarr.distributed._TASK", 1)
-    monkeypatch.setattr("cas_zarr.distributed._FAN_IN", 2)
+    monkeypatch.setattr("cas_zarr.distributed.writing._TASK", 1)
+    monkeypatch.setattr("cas_zarr.distributed.writing._FAN_IN", 2)
     writes = store_dask(da.from_array(VALUES, chunks=(5, 12)), "data", store, compute=False)
     assert writes is not None
     assert content(store).sum() == 0
@@ -139,7 +139,7 @@ def test_a_cluster_of_which_a_worker_is_killed(
     cluster: Any, store: CASStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert len(cluster.scheduler_info()["workers"]) == 2
-    monkeypatch.setattr("cas_zarr.distributed._TASK", 1)
+    monkeypatch.setattr("cas_zarr.distributed.writing._TASK", 1)
     lazy = da.from_array(VALUES, chunks=(5, 60))
     flag = str(tmp_path / "died")
     lazy = lazy.map_blocks(die_once, flag, dtype="i4", meta=np.empty((0, 0), "i4"))
@@ -256,3 +256,72 @@ def test_the_cid_of_a_chunk(store: CASStore) -> None:
     assert store.cid_of_chunk("data", (0, 9)) is None
     with pytest.raises(KeyError, match="no array"):
         store.cid_of_chunk("nothing", (0,))
+
+
+# -- results that are kept -------------------------------------------------------------------------
+
+
+def sums_of(block: np.ndarray) -> np.ndarray:
+    return block.sum(axis=0, keepdims=True)
+
+
+def test_only_changed_chunks_are_computed_again(store: CASStore, tmp_path: Path) -> None:
+    array = zarr.open_array(store, path="data")
+    array[:] = VALUES
+    store.commit("all")
+    path = tmp_path / "x.cas"
+    kept = cached(sums_of, folder=tmp_path / "kept", chunks=((1,) * 10, (12,) * 5))
+    folder = tmp_path / "kept"
+
+    def count() -> int:
+        return len(list(folder.glob("*/*.npy")))
+
+    before = zarr.open_array(CASStore(path, version="main"), path="data", mode="r")
+    np.testing.assert_array_equal(kept(before).sum(axis=0).compute(), VALUES.sum(axis=0))
+    assert count() == 50
+    array[7, 13] = -1
+    store.copy("data", "copy")
+    store.commit("one chunk")
+    after = zarr.open_array(CASStore(path, version="main"), path="data", mode="r")
+    expected = VALUES.copy()
+    expected[7, 13] = -1
+    np.testing.assert_array_equal(kept(after).sum(axis=0).compute(), expected.sum(axis=0))
+    assert count() == 51
+    copy = zarr.open_array(CASStore(path, version="main"), path="copy", mode="r")
+    np.testing.assert_array_equal(kept(copy).sum(axis=0).compute(), expected.sum(axis=0))
+    assert count() == 51
+    # Another version of what it calls, another function: another result.
+    other = cached(sums_of, folder=folder, version="2", chunks=((1,) * 10, (12,) * 5))
+    other(after).compute()
+    assert count() == 101
+    cached(lambda block: block + 1, folder=folder)(after).compute()
+    assert count() == 151
+
+
+def test_a_result_that_was_damaged_is_computed_again(store: CASStore, tmp_path: Path) -> None:
+    zarr.open_array(store, path="data")[:] = VALUES
+    store.commit("all")
+    array = zarr.open_array(store, path="data", mode="r")
+    double = cached(lambda block: 2 * block, folder=tmp_path / "kept")
+    np.testing.assert_array_equal(double(array).compute(), 2 * VALUES)
+    for file in (tmp_path / "kept").glob("*/*.npy"):
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    np.testing.assert_array_equal(double(array).compute(), 2 * VALUES)
+
+
+def test_no_more_is_kept_than_there_is_room_for(store: CASStore, tmp_path: Path) -> None:
+    zarr.open_array(store, path="data")[:] = VALUES
+    array = zarr.open_array(store, path="data", mode="r")
+    kept = cached(lambda block: block, folder=tmp_path / "kept", limit=1000)
+    kept(array).compute()
+    np.testing.assert_array_equal(kept(array).compute(), VALUES)
+    kept(array)  # what the last one wrote goes
+    files = list((tmp_path / "kept").glob("*/*"))
+    assert sum(file.stat().st_size for file in files) <= 1000
+
+
+def test_results_are_kept_for_stores_with_cids_alone() -> None:
+    with pytest.raises(InvalidArgumentError, match="CASStore"):
+        cached(np.negative)(zarr.create_array({}, shape=3, dtype="i4"))

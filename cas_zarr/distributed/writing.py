@@ -1,4 +1,4 @@
-"""Dask: many workers write one dataset, and derived results are kept by the CIDs of their chunks.
+"""Writing dask arrays and xarray datasets from many workers.
 
 Each task writes blocks of some megabytes into a fork of its own and gives back a delta; deltas are
 joined in a tree and merged here, by the process that has the store. Nothing is seen by others
@@ -11,25 +11,17 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+import dask.array as da
 import numpy as np
+import zarr
+from dask.base import is_dask_collection
+from dask.delayed import Delayed, delayed
 
-from cas_zarr.cid import format_cid
 from cas_zarr.dataset import Dataset
-from cas_zarr.errors import InvalidArgumentError, MissingDependencyError
+from cas_zarr.errors import InvalidArgumentError
 from cas_zarr.repository.forking import Fork
 from cas_zarr.store import CASStore
 from cas_zarr.tree.delta import Delta, joined
-
-try:
-    import dask.array as da
-    from dask.base import is_dask_collection, normalize_token
-    from dask.delayed import Delayed, delayed
-except ImportError:
-    raise MissingDependencyError(
-        "cas_zarr.distributed needs dask; install it with: pip install 'cas-zarr[dask]'"
-    ) from None
-
-import zarr
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -350,14 +342,3 @@ def _tree(deltas: list[Delayed]) -> Delayed:
 
 def _join(results: list[list[Delta]]) -> list[Delta]:
     return joined([delta for result in results for delta in result])
-
-
-# -- names for the level above ---------------------------------------------------------------------
-
-
-@normalize_token.register(zarr.Array)
-def _token_of_array(array: ZarrArray) -> Any:
-    """Name an array of a `CASStore` by its CID: equal data have equal names on any machine."""
-    if isinstance(array.store, Dataset):
-        return "cas-zarr", format_cid(array.store.mapping.cid(array.path))
-    return normalize_token(array._async_array)
