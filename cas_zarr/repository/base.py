@@ -21,7 +21,7 @@ from cas_zarr.blocks.objects import Objects
 from cas_zarr.blocks.objectstore import ObjectStoreBlocks
 from cas_zarr.cid import BLAKE3, CidBytes, CidLike, HashFunction
 from cas_zarr.closing import Closing
-from cas_zarr.errors import ReadOnlyError, RepositoryNotFoundError
+from cas_zarr.errors import InvalidArgumentError, ReadOnlyError, RepositoryNotFoundError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.bucket import BucketRefs, make_bucket
 from cas_zarr.repository.faraway import NodeLike, Sources, open_faraway
@@ -333,11 +333,16 @@ class RepositoryBase(Closing):
         cls, location: Location, function: HashFunction | None, author: str, sources: Sources
     ) -> Self:
         found = open_faraway(location, sources)
+        try:
+            same_hash(found.location, function, found.function)
+        except InvalidArgumentError:
+            found.blocks.close()
+            raise
         return cls(
             found.location,
             found.refs,
             found.blocks,
-            same_hash(found.location, function, found.function),
+            found.function,
             read_only=True,
             author=author,
             sources=sources,

@@ -448,14 +448,16 @@ class _Making(_Beside):
 def _open_car(location: Location, sources: Sources) -> Faraway:
     from cas_zarr.blocks.carfile import CarBlocks
 
+    kept = sources.keep([location.text]) if location.remote else None
     car = CarBlocks(location.text)
     roots = car.roots
-    function = hash_of(roots[0]) if roots else BLAKE3
-    blocks: BlockStore = car
-    if location.remote:
-        tier = TieredBlocks(sources.keep([location.text]), [car], remote=True)
-        blocks = _Beside(location.text, tier)
-    refs = FixedRefs(location.text, partial(_car_branches, car, roots, location))
+    try:
+        function = hash_of(roots[0]) if roots else BLAKE3
+    except InvalidCIDError as error:
+        car.close()
+        raise FormatError(f"the root of {location.text} cannot be read: {error}") from None
+    blocks = car if kept is None else _Beside(location.text, TieredBlocks(kept, [car], remote=True))
+    refs = FixedRefs(location.text, partial(_car_branches, blocks, roots, location))
     return Faraway(location.text, location.text, refs, blocks, function)
 
 

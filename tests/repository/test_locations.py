@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Iterator
@@ -20,9 +21,11 @@ from cas_zarr.blocks.kubo import KuboNode
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import BLAKE3, RAW, CidBytes, cid_of, format_cid
 from cas_zarr.cli.group import cli
+from cas_zarr.codecs.car import CarWriter
 from cas_zarr.errors import (
     BlockNotFoundError,
     CasZarrError,
+    FormatError,
     InvalidArgumentError,
     NotFoundError,
     ReadOnlyError,
@@ -378,6 +381,22 @@ def test_a_car_file_is_a_repository(
     assert np.array_equal(_array(copy)[:], made[2])
     with pytest.raises(CasZarrError):
         CASStore(tmp_path / "none.car")
+
+
+def test_a_car_that_cannot_be_opened_is_closed(
+    made: tuple[str, list[CidBytes], np.ndarray], tmp_path: Path
+) -> None:
+    with Repository.open(made[0], read_only=True) as source:
+        export(source, "main", tmp_path / "x.car")
+    unknown = CidBytes(b"\x01\x71\x13\x40" + bytes(64))  # of SHA-512
+    with (tmp_path / "y.car").open("wb") as file:
+        CarWriter(file, [unknown], version=1).finish()
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(InvalidArgumentError, match="uses blake3"):
+        Repository.open(tmp_path / "x.car", hash="sha2-256")
+    with pytest.raises(FormatError, match=r"y\.car"):
+        Repository.open(tmp_path / "y.car")
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 # -- how often a server is asked ------------------------------------------------------------------
