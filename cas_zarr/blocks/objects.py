@@ -49,6 +49,13 @@ _TRIES = 5  # of a request that broke off, or met another one
 _PAUSE = 0.1
 _MOST_SWAPPED = 1 << 20
 _PAGE = 1000  # what S3 lists, and deletes, in one request
+_CLIENT = (  # options that obstore takes among those of a client only
+    *("allow_http", "allow_invalid_certificates", "connect_timeout", "default_content_type"),
+    *("default_headers", "http1_only", "http2_keep_alive_interval", "http2_keep_alive_timeout"),
+    *("http2_keep_alive_while_idle", "http2_only", "pool_idle_timeout", "pool_max_idle_per_host"),
+    *("proxy_ca_certificate", "proxy_excludes", "proxy_url", "randomize_addresses", "read_timeout"),
+    *("root_certificate", "timeout", "user_agent"),
+)
 _TIMEOUTS = {"connect_timeout": "10s", "timeout": "60s"}  # 32 MiB at 5 Mbit/s
 
 
@@ -425,13 +432,17 @@ def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
     if out.pop("anonymous", False):
         out["skip_signature"] = True
     client = {**_TIMEOUTS, **(out.get("client_options") or {})}
+    client |= {name: out.pop(name) for name in _CLIENT if name in out}
     if str(out.get("endpoint", "")).startswith("http://"):
         client.setdefault("allow_http", True)
+    elif "endpoint" not in out and "AWS_ALLOW_HTTP" in os.environ:
+        # Of the environment, obstore takes this only where it is given no options of a client.
+        client.setdefault("allow_http", os.environ["AWS_ALLOW_HTTP"])
     out["client_options"] = client
     if out.get("retry_config") is None:
         from datetime import timedelta
 
-        backoff = {"max_backoff": timedelta(seconds=5)}
+        backoff = {"base": 3, "max_backoff": timedelta(seconds=5)}  # some 15 seconds in all
         limit = timedelta(seconds=60)
         out["retry_config"] = {"max_retries": 10, "backoff": backoff, "retry_timeout": limit}
     return out

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.cache import Cache
@@ -19,6 +19,7 @@ from cas_zarr.blocks.fronted import FrontedBlocks
 from cas_zarr.blocks.local import LocalBlocks
 from cas_zarr.blocks.objects import Objects
 from cas_zarr.blocks.objectstore import ObjectStoreBlocks
+from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import BLAKE3, CidBytes, CidLike, HashFunction
 from cas_zarr.closing import Closing
 from cas_zarr.errors import InvalidArgumentError, ReadOnlyError, RepositoryNotFoundError
@@ -46,6 +47,8 @@ __all__ = ["Address", "RepositoryBase"]
 
 Address: TypeAlias = "str | os.PathLike[str] | ObjectStore"
 """Where a repository is: a path, an address, or for object storage a store of obstore."""
+
+_T = TypeVar("_T")
 
 
 class RepositoryBase(Closing):
@@ -433,13 +436,20 @@ class RepositoryBase(Closing):
 
     def branches(self) -> dict[str, Branch]:
         """Return all branches by name."""
-        found = {name: self.refs.branch(name) for name in self.refs.branches()}
-        return {name: branch for name, branch in found.items() if branch is not None}
+        found = self._read_all(self.refs.branches(), self.refs.branch)
+        return {name: branch for name, branch in found if branch is not None}
 
     def tags(self) -> dict[str, CidBytes]:
         """Return the commits of all tags by name."""
-        found = {name: self.refs.tag(name) for name in self.refs.tags()}
-        return {name: tag.commit for name, tag in found.items() if tag is not None}
+        found = self._read_all(self.refs.tags(), self.refs.tag)
+        return {name: tag.commit for name, tag in found if tag is not None}
+
+    def _read_all(
+        self, names: Sequence[str], read: Callable[[str], _T]
+    ) -> Iterable[tuple[str, _T]]:
+        """Read many refs; where each takes a round trip, at once."""
+        several = map(read, names) if self._bucket is None else map_waiting(read, names)
+        return zip(names, several, strict=True)
 
     def _check_writable(self) -> None:
         if self.read_only:

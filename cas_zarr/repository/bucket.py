@@ -34,7 +34,7 @@ from typing import Final
 from cas_zarr.blocks.objects import Objects, Token
 from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import HashFunction
-from cas_zarr.errors import CasZarrError, RemoteError, RepositoryNotFoundError
+from cas_zarr.errors import CasZarrError, FormatError, RemoteError, RepositoryNotFoundError
 from cas_zarr.repository.folder import MARKER, decode_marker, encode_marker
 from cas_zarr.repository.names import check_name
 from cas_zarr.repository.records import MAX_REF_BYTES
@@ -142,6 +142,15 @@ class BucketRefs(Refs):
             return None
         self._ahead, self._until = ahead, time.monotonic() + _FRESH
         return decode_marker(marker[0], self.objects.url)
+
+    def check_marker(self) -> None:
+        """Raise FormatError if the marker is missing, or not as it was written."""
+        file = f"{self.objects.url}/{MARKER}"
+        found = self.objects.read(MARKER, limit=MAX_REF_BYTES)
+        if found is None:
+            raise FormatError(f"{file} is missing; restore it from a backup")
+        if found[0] != encode_marker(decode_marker(found[0], self.objects.url)):
+            raise FormatError(f"{file} is not in its canonical form")
 
     def _load(self, path: str) -> bytes | None:
         if path in self._ahead:

@@ -25,6 +25,7 @@ from cas_zarr.errors import (
     FormatError,
     InvalidArgumentError,
 )
+from cas_zarr.repository.bucket import BucketRefs
 from cas_zarr.repository.checking import Checker, Heal, Progress
 from cas_zarr.repository.commit import Commit
 from cas_zarr.repository.damage import Box, Damage, HurtArray, VerifyReport
@@ -213,6 +214,11 @@ class _Run:
                 self._record("marker", MARKER, error)
             except OSError as error:
                 self._record("marker", MARKER, f"it cannot be read: {error}")
+        elif isinstance(self.refs, BucketRefs):
+            try:
+                self.refs.check_marker()
+            except CasZarrError as error:
+                self._record("marker", MARKER, error)
         for reason in self.refs.log_damage():
             self._record("log", "log of refs", reason)
         try:

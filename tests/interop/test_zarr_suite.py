@@ -16,7 +16,7 @@ from zarr.testing.store import StoreTests
 from cas_zarr import CASStore, Repository
 
 
-class _Suite(StoreTests[CASStore, cpu.Buffer]):
+class StoreSuite(StoreTests[CASStore, cpu.Buffer]):
     store_cls = CASStore
     buffer_cls = cpu.Buffer
 
@@ -39,21 +39,21 @@ class _Suite(StoreTests[CASStore, cpu.Buffer]):
         assert store.supports_listing
 
 
-class TestFolder(_Suite):
+class TestFolder(StoreSuite):
     @pytest.fixture
     def store_kwargs(self, tmp_path: Path) -> dict[str, Any]:
         Repository.open(tmp_path / "repo", create=True)  # tests open it for reading only, too
         return {"location": tmp_path / "repo"}
 
 
-class TestFolderOfSha256(_Suite):
+class TestFolderOfSha256(StoreSuite):
     @pytest.fixture
     def store_kwargs(self, tmp_path: Path) -> dict[str, Any]:
         Repository.open(tmp_path / "repo", create=True, hash="sha2-256")
         return {"location": str(tmp_path / "repo")}
 
 
-class TestMemory(_Suite):
+class TestMemory(StoreSuite):
     @pytest.fixture
     def store_kwargs(self, request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
         repository = Repository.open(f"memory://{request.node.name}", create=True)

@@ -144,6 +144,9 @@ def test_places_that_cannot_be_opened_are_told(s3: S3Server, url: str) -> None:
     with pytest.raises(InvalidArgumentError, match="storage_options are a mapping"):
         Repository.open(url, storage_options="us-east-1")  # type: ignore[arg-type]
     assert SECRET not in str(caught.value)
+    options = s3.options(timeout="9s", connect_timeout="9s", allow_http=True, user_agent="me")
+    with pytest.raises(RepositoryNotFoundError):
+        Repository.open(url, storage_options=options)
 
 
 def test_a_store_of_obstore_is_a_place(s3: S3Server, prefix: str) -> None:
@@ -243,6 +246,28 @@ def test_a_commit_of_a_chunk_takes_few_requests(
     assert len([one for one in requests if "/blocks/" in one.path]) == 4
     assert len(requests) <= 9
     assert [one.path.rpartition("/refs/")[2][:4] for one in requests][-2:] == ["log/", "head"]
+
+
+def test_a_long_read_keeps_the_network_busy(versitygw: VersityGw, faults: Faults, url: str) -> None:
+    data = np.arange(400 * 10).reshape(400, 10)
+    with _opened(versitygw, url, create=True) as repo:
+        store = CASStore(repo)
+        array = zarr.create_array(store, name="t", shape=(400, 10), chunks=(1, 10), dtype="i8")
+        array[:] = data
+        store.commit("all")
+    faults.latency = 0.05
+    with _opened(versitygw, url, faults.url, read_only=True) as repo:
+        array = zarr.open_array(CASStore(repo, read_only=True), path="t", mode="r")
+        assert np.array_equal(array[:], data)
+        assert faults.busiest > 16  # zarr asks for ten at once
+        blocks = [one.path for one in faults.taken() if "/blocks/" in one.path]
+        assert len(blocks) == len(set(blocks))
+    with _opened(versitygw, url, faults.url, read_only=True) as repo:
+        store = CASStore(repo, read_only=True)
+        assert store.prefetch("t").complete
+        faults.taken()
+        assert np.array_equal(zarr.open_array(store, path="t", mode="r")[:], data)
+        assert faults.taken() == []
 
 
 # -- many writers -------------------------------------------------------------------------------
@@ -360,6 +385,29 @@ def test_a_writer_that_is_killed_leaves_what_was_there(versitygw: VersityGw, url
         assert record.commit != before
         assert _contents(repo)["a/c/4"] == b"killed\4"
         assert [entry.commit.message for entry in repo.log()] == ["killed", "begin"]
+
+
+_LEFT = """
+import sys
+import numpy, zarr
+from cas_zarr import CASStore, Repository
+url, endpoint, key, secret = sys.argv[1:]
+options = {"endpoint": endpoint, "region": "us-east-1", "access_key_id": key,
+    "secret_access_key": secret}
+store = CASStore(Repository.prepare(url, storage_options=options))
+array = zarr.create_array(store, name="t", shape=(50, 10), chunks=(1, 10), dtype="i8")
+array[:] = numpy.arange(500).reshape(50, 10)
+"""
+
+
+def test_what_is_left_is_flushed_at_the_exit_of_the_interpreter(
+    versitygw: VersityGw, url: str
+) -> None:
+    command = [sys.executable, "-c", _LEFT, url, versitygw.url, KEY, SECRET]
+    subprocess.run(command, timeout=60, check=True)
+    with _opened(versitygw, url, read_only=True) as repo:
+        array = zarr.open_array(CASStore(repo, read_only=True), path="t", mode="r")
+        assert np.array_equal(array[:], np.arange(500).reshape(50, 10))
 
 
 # -- all that is done with versions ---------------------------------------------------------------
@@ -488,6 +536,13 @@ def test_damage_in_the_bucket_is_found_behind_a_cache_and_repaired(
         repo.repair(whole)
         assert repo.verify(data=True).ok
         assert bytes(obstore.get(s3.store(), names[3]).bytes()) != b"xxx"
+        marker = f"{url.removeprefix(f's3://{BUCKET}/')}/cas-zarr.json"
+        data = bytes(obstore.get(s3.store(), marker).bytes())
+        for damaged in (data.replace(b"}", b" }"), data.replace(b"3", b"4")):
+            obstore.put(s3.store(), marker, damaged)
+            assert [one.kind for one in repo.verify().damaged] == ["marker"]
+        obstore.delete(s3.store(), [marker])
+        assert [one.kind for one in repo.verify().damaged] == ["marker"]
         whole.close()
 
 
