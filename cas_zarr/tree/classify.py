@@ -88,11 +88,12 @@ class TreeEdit:
     def _columns(self) -> tuple[Table, Codes]:
         table = empty_table()
         if self.links:
-            cids = np.concatenate([cids for cids, _ in self.links])
-            sizes = np.concatenate([sizes for _, sizes in self.links]).astype(np.uint64)
-            codes = encode(_stack(self.coordinates, self.ndim))
+            codes = _joined([encode(part) for part in self.coordinates])
+            cids = _joined([cids for cids, _ in self.links])
+            sizes = _joined([sizes for _, sizes in self.links]).astype(np.uint64)
             table = chunk_table(codes, cids, sizes, self.ndim)
-        deletes = np.sort(encode(_stack(self.deletes, self.ndim)))
+        none = np.zeros((0, self.ndim), np.int64)
+        deletes = np.sort(_joined([encode(part) for part in (*self.deletes, none)]))
         # np.unique would hash the codes, which costs twenty times as much
         return table, deletes[np.append(True, deletes[1:] != deletes[:-1])[: len(deletes)]]
 
@@ -359,5 +360,5 @@ def _shape_of(head: str, key: str) -> tuple[str, str, int, int] | None:
     return (owner, kind, ndim, start) if ndim <= MAX_NDIM else None
 
 
-def _stack(parts: list[NDArray[np.int64]], ndim: int) -> NDArray[np.int64]:
-    return np.concatenate(parts) if parts else np.zeros((0, ndim), np.int64)
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
