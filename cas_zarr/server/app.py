@@ -196,7 +196,8 @@ async def _send(
         await asyncio.wait_for(response.write_eof(), patience)
     except (CasZarrError, TimeoutError, OSError) as error:
         # A part must never be taken for the whole: the connection ends without the end of a body.
-        _log.warning("cut off the answer to %s: %s", request.path_qs[:200], error)
+        level = logging.WARNING if isinstance(error, CasZarrError) else logging.INFO
+        _log.log(level, "cut off the answer to %s: %s", request.path_qs[:200], error)
         cut(request.transport)
     return response
 

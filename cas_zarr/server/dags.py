@@ -7,6 +7,7 @@ recursion, and a bound for its depth and for the blocks of one answer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import length_hint
 from typing import Any, Final
 
 from cas_zarr.blocks.base import BlockStore
@@ -131,8 +132,9 @@ def dag_blocks(
     sent = 0
     while stack:
         cid = next(stack[-1], None)
+        if cid is None or not length_hint(stack[-1]):
+            stack.pop()  # before its last link is followed: a history may be long
         if cid is None:
-            stack.pop()
             continue
         if not dups and cid in opened:
             continue

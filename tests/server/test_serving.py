@@ -16,6 +16,7 @@ from cas_zarr.cid import (
     DAG_PB,
     SHA256,
     CidBytes,
+    Link,
     as_cid_bytes,
     cid_of,
     codec_of,
@@ -24,9 +25,11 @@ from cas_zarr.cid import (
     to_cid,
 )
 from cas_zarr.cid import RAW as RAW_CODEC
+from cas_zarr.codecs import dagcbor
 from cas_zarr.codecs.car import CarReader
 from cas_zarr.codecs.dagpb import PBLink, PBNode, encode
-from cas_zarr.errors import FormatError
+from cas_zarr.errors import FormatError, LimitError
+from cas_zarr.server import dags
 from cas_zarr.server.content import Versions, follow
 from cas_zarr.tree.walk import reachable
 
@@ -389,6 +392,26 @@ def test_named_versions(served: Served) -> None:
     assert found.headers["cache-control"] == "public, max-age=2"
     assert served.get("/zarr/main~1/t2m/c/0/0").body == found.body
     assert served.get("/zarr/main/t2m/c/0/0").body != found.body
+    served.repo.create_branch("a/b", "v1")
+    assert served.get("/zarr/a%2Fb/t2m/c/0/0").body == found.body
+
+
+def test_a_history_may_be_longer_than_a_dag_is_deep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dags, "MAX_DEPTH", 10)
+    blocks, last = MemoryBlocks(), cid_of(RAW_CODEC, SHA256, b"first")
+    blocks.put(last, b"first")
+    for number in range(50):  # as commits: what is here, then what was before
+        root = dagcbor.encode({"number": number})
+        data = dagcbor.encode({"a": Link(cid_of(DAG_CBOR, SHA256, root)), "b": [Link(last)]})
+        last = cid_of(DAG_CBOR, SHA256, data)
+        blocks.put_many([(cid_of(DAG_CBOR, SHA256, root), root), (last, data)])
+    assert {cid for cid, _ in dags.dag_blocks(blocks, last)} == set(blocks.list())
+    for _ in range(11):  # what is deep indeed
+        data = dagcbor.encode([Link(last), Link(cid_of(DAG_CBOR, SHA256, b"\x00"))])
+        last = cid_of(DAG_CBOR, SHA256, data)
+        blocks.put(last, data)
+    with pytest.raises(LimitError, match="deeper"):
+        list(dags.dag_blocks(blocks, last))
 
 
 # -- what is refused ------------------------------------------------------------------------------
