@@ -271,9 +271,9 @@ def parse_url(url: str) -> tuple[Address, str]:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname
     except ValueError:
-        host = None
+        host = port = None
     # A line break that got into a request would be a second request.
-    if not host or _STRANGE.search(url):
+    if not host or port == 0 or _STRANGE.search(url):
         raise InvalidArgumentError(
             f"{shown(url)!r} is no url; give one like http://127.0.0.1:8080/path, quoted"
         )

@@ -524,17 +524,19 @@ def hangs_up_on_the_second(talk: Talk) -> None:
     talk.head()
 
 
+@pytest.mark.parametrize("secure", [False, True])
 def test_a_kept_connection_that_turns_out_closed_is_replaced(
-    serving: Start, client: HttpClient
+    serving: Start, authority: Authority, secure: bool
 ) -> None:
-    server = serving(hangs_up_on_the_second)
-    for _ in range(3):
-        assert client.request("GET", server.url).body == b"first"
-    assert server.connections == 3
-    # Nobody knows what became of it: the caller decides.
-    with pytest.raises(RemoteError, match="closed the connection"):
-        client.request("POST", server.url, body=b"x")
-    assert client.request("POST", server.url, body=b"x", retries=1).body == b"first"
+    server = serving(hangs_up_on_the_second, context=authority.server() if secure else None)
+    with HttpClient(timeout=5, context=authority.client()) as client:
+        for _ in range(3):
+            assert client.request("GET", server.url).body == b"first"
+        assert server.connections == 3
+        # Nobody knows what became of it: the caller decides.
+        with pytest.raises(RemoteError, match="closed the connection"):
+            client.request("POST", server.url, body=b"x")
+        assert client.request("POST", server.url, body=b"x", retries=1).body == b"first"
 
 
 def test_what_can_be_sent_only_once_has_a_connection_of_its_own(
@@ -901,6 +903,7 @@ def test_addresses_that_are_none_are_refused_without_their_secrets(client: HttpC
         "http://127.0.0.1/ a?token=s3cret",
         "http://127.0.0.1/\r\nHost: x?s3cret",
         "http://127.0.0.1:99999/?s3cret",
+        "http://127.0.0.1:0/?s3cret",
         "http://127.0.0.1:x/?s3cret",
         "http://[::1/?s3cret",
         "http:///?s3cret",
