@@ -277,3 +277,14 @@ def test_a_view_is_taken_back_by_its_cid_wherever_its_block_is(
     repo.blocks.put(view.cid, KuboBlocks(kubo.rpc).get(view.cid))
     taken = unpublish(repo, kubo.rpc, version=format_cid(view.cid)).unpinned
     assert [one.cid for one in taken] == [view.cid]
+
+
+def test_each_version_is_pinned_under_the_name(kubo: Kubo, repo: Repository) -> None:
+    session = filled(repo, 30, seed=fresh())
+    roots = []
+    for number, name in enumerate(["one", "one", "two", None, "one"]):
+        session.prepare()["a/c/0/0"] = b"%d" % number
+        session.commit(f"commit {number}")
+        roots.append(publish(repo, to=kubo.rpc, name=name).cid)
+    session.close()
+    assert [pin_name(kubo, root) for root in roots] == ["one", "one", "two", "", "one"]
