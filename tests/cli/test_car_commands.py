@@ -73,7 +73,7 @@ def test_a_history_and_a_part(done: Command, weather: Path, tmp_path: Path) -> N
         mapping = CASMapping(blocks, blocks.roots[0], read_only=True)
         assert len(mapping["c/0/0"]) > 0
         with pytest.raises(BlockNotFoundError):
-            mapping["c/1/1"]
+            mapping.get_value("c/1/1")
 
 
 def test_a_pipe_carries_a_car(weather: Path, tmp_path: Path) -> None:
