@@ -267,27 +267,32 @@ class Objects:
     def list(self, folder: str) -> Iterator[tuple[str, int]]:
         """Yield the name and the size of each object in a folder, as pages of them come.
 
-        Where an answer breaks off, it goes on behind what came: servers list in order.
+        Where an answer breaks off, it goes on behind what came, if that came in order, as it does
+        from most servers.
         """
         where = (self.prefix + folder).rstrip("/") or None
-        last: str | None = None
+        doing, last, ascending = f"list {folder}", "", True
         pages: Iterator[Any] | None = None
 
         def page() -> Any:
             nonlocal pages
             if pages is None:
-                pages = iter(self._obstore.list(self.store, where, offset=last, chunk_size=_PAGE))
+                rest = self._obstore.list(self.store, where, offset=last or None, chunk_size=_PAGE)
+                pages = iter(rest)
             try:
                 return next(pages, None)
-            except self._errors:
+            except self._errors as error:
+                if not ascending:
+                    raise failure(error, doing, self.location) from None
                 pages = None
                 raise
 
         skip = len(self.prefix)
-        while found := self._must(f"list {folder}", page):
-            last = found[-1]["path"]
+        while found := self._must(doing, page):
             for meta in found:
-                yield meta["path"][skip:], meta["size"]
+                ascending = ascending and meta["path"] > last
+                last = meta["path"]
+                yield last[skip:], meta["size"]
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects, many by one request where the server can; none need be there."""
