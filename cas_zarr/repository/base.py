@@ -191,6 +191,11 @@ class RepositoryBase(Closing):
             raise repository._not_there()
         return repository
 
+    @classmethod
+    def prepare_from(cls, location: Address, sources: Sources, *, author: str = "") -> Self:
+        """Open a repository for writing, as `prepare`, with the sources that another one has."""
+        return cls._prepare(location, None, False, author, sources)
+
     def _not_there(self) -> RepositoryNotFoundError:
         return RepositoryNotFoundError(
             f"there is no repository at {self.location}; check the path, or pass create=True to "
