@@ -81,7 +81,8 @@ class GatewayBlocks(ReadOnlyBlocks):
     hedge : bool
         Whether to ask a second gateway where the first is silent for longer than is usual for it.
     timeout : float
-        Seconds until a block must be there, all gateways and repetitions together.
+        Seconds until a block must be there, all gateways and repetitions together. Of a CAR, that
+        may pass without a byte.
     parallel : int
         How many blocks `get_many` asks for at once, at most 32.
 
@@ -346,6 +347,7 @@ class GatewayBlocks(ReadOnlyBlocks):
         missing = 0
         failures: list[CasZarrError] = []
         told: list[str] = []
+        patience = min(self._timeout, self.client.timeout or self._timeout)
         for server in in_order(self._servers):
             if closed := _closed(server):
                 told.append(closed)
@@ -354,7 +356,7 @@ class GatewayBlocks(ReadOnlyBlocks):
             began = time.monotonic()
             given = False
             try:
-                with self.client.stream("GET", url, headers=_CAR) as stream:
+                with self.client.stream("GET", url, headers=_CAR, timeout=patience) as stream:
                     if stream.status in _GONE:
                         missing += 1
                         told.append(f"{_place(server)}: it has no such block")

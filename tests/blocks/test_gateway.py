@@ -430,6 +430,16 @@ def test_of_a_car_that_ends_badly_the_sound_blocks_come_first(gateway: Start, li
     assert server.sent < 1 << 20
 
 
+def test_a_gateway_that_is_silent_about_a_car_is_left_in_time(gateway: Start) -> None:
+    blocks = tree()
+    silent = gateway(blocks, "silent")
+    began = time.monotonic()
+    with opened(silent, gateway(blocks), timeout=0.5) as store:
+        assert dict(store.fetch_car(next(iter(blocks)))) == blocks
+    assert time.monotonic() - began < 15  # the client alone would wait for a minute
+    assert len(silent.requests) == 1
+
+
 def test_a_car_of_another_version_is_refused_before_its_padding(gateway: Start) -> None:
     server = gateway(tree(), "padded car")
     with opened(server) as store, pytest.raises(RemoteError, match="version 2"):
