@@ -88,7 +88,7 @@ class Consolidation:
                 if len(members) > MAX_NODES:
                     return stored
         group["consolidated_metadata"] = _inline(_in_order(members))
-        return json.dumps(group).encode()
+        return _encoded(group) or stored
 
     def _version_2(self, folder: str) -> bytes | None:
         documents: dict[str, Any] = {}
@@ -101,7 +101,7 @@ class Consolidation:
                     ahead.append(path)
                 if len(documents) > 2 * MAX_NODES:
                     return None
-        return json.dumps({"metadata": documents, "zarr_consolidated_format": 1}).encode()
+        return _encoded({"metadata": documents, "zarr_consolidated_format": 1})
 
     def _add_version_2(self, documents: dict[str, Any], folder: str, path: str) -> bool:
         """Add the documents of a node, if it is one; tell whether it is a group."""
@@ -137,6 +137,14 @@ def _parse(data: bytes | None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _encoded(value: dict[str, Any]) -> bytes | None:
+    """Return JSON; None for what could just be read, and is too deep with the rest around it."""
+    try:
+        return json.dumps(value).encode()
+    except RecursionError:
+        return None
 
 
 def _is_group(document: dict[str, Any]) -> bool:

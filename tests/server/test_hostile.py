@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -202,3 +203,17 @@ def test_only_what_is_here_is_asked_for_where_a_client_wants_that(tmp_path: Path
             assert client.get(path, "HEAD", cache_control="only-if-cached").status == 412
         assert client.get(path).status == 200
         assert client.get(path, cache_control="only-if-cached").status == 200
+
+
+def test_metadata_of_any_depth_are_composed_or_left_alone() -> None:
+    limit = sys.getrecursionlimit()
+    for depth in (*range(limit - 150, limit + 10), 100_000):
+        blocks = MemoryBlocks()
+        mapping = CASMapping(blocks)
+        stored = b'{"node_type":"group","zarr_format":3}'
+        mapping["zarr.json"] = stored
+        mapping["g/zarr.json"] = stored[:-1] + b',"a":' + b"[" * depth + b"]" * depth + b"}"
+        found = Versions("blake3").key(blocks, mapping.flush(), "zarr.json")
+        assert found is not None
+        assert found.data is not None
+        assert found.data == stored or b"consolidated_metadata" in bytes(found.data)
