@@ -74,6 +74,10 @@ def test_a_history_and_a_part(done: Command, weather: Path, tmp_path: Path) -> N
         assert len(mapping["c/0/0"]) > 0
         with pytest.raises(BlockNotFoundError):
             mapping.get_value("c/1/1")
+    array = zarr.open_array(CASStore(car), mode="r")
+    assert array[0:2, 0:3].tolist() == [row[:3] for row in values(weather)[:2]]  # type: ignore[union-attr,index]
+    with pytest.raises(BlockNotFoundError, match=r"which has the box \[0:2, 0:3\] alone"):
+        array[:]  # never a fill value
 
 
 def test_a_pipe_carries_a_car(weather: Path, tmp_path: Path) -> None:
