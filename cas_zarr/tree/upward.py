@@ -13,9 +13,9 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from cas_zarr.blocks.base import BlockStore
+from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import DAG_PB, CidBytes, CidLike, as_cid_bytes
 from cas_zarr.errors import FormatError
-from cas_zarr.parallel import map_ordered
 from cas_zarr.tree.chunktree import ChunkTree, TreeRef
 from cas_zarr.tree.descent import CHUNKS, descend, matches
 from cas_zarr.tree.earlier import Earlier, not_had
@@ -238,7 +238,7 @@ class _Upward:
                 until = part[-1]
                 found = dict.fromkeys(CidBytes(rows.cids[one].tobytes()) for one in part)
                 cids = [one for one in found if one not in self.recent]
-                answers = map_ordered(self.has, cids)
+                answers = map_waiting(self.has, cids)
                 held = {one for one, there in zip(cids, answers, strict=True) if there}
             if waiting and waiting[0] == row:
                 waiting.popleft()
@@ -271,7 +271,7 @@ class _Pages:
                 done.add(page)
                 fresh[page] = end
         if has is not None and fresh:
-            answers = map_ordered(has, list(fresh))
+            answers = map_waiting(has, list(fresh))
             pairs = zip(list(fresh.items()), answers, strict=True)
             fresh = {cid: end for (cid, end), there in pairs if not there}
         self.open.update(fresh)

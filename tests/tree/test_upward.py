@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
 from collections.abc import Iterator
 
 import pytest
 from building import CountingBlocks
 
 from cas_zarr.blocks.base import BlockStore
+from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import BLAKE3, DAG_CBOR, DAG_JSON, DAG_PB, RAW, CidBytes, cid_of
 from cas_zarr.codecs import dagcbor, dagjson
 from cas_zarr.codecs.dagpb import decode as decode_dagpb
@@ -169,3 +171,29 @@ def test_a_page_comes_right_after_its_chunks() -> None:
     for cid in upward(blocks, root):
         since_page = since_page + 1 if cid[1] == RAW else 0
         assert since_page <= 512
+
+
+def test_a_place_is_asked_for_many_pages_at_once() -> None:
+    """It may be far: more questions are under way than there are cores."""
+    blocks = MemoryBlocks()
+    mapping = CASMapping(blocks)
+    mapping["zarr.json"] = b"{}"
+    for number in range(512 * 20):
+        mapping[f"c/{number}"] = b"%d" % number
+    root = mapping.flush()
+    lock, enough = threading.Lock(), threading.Event()
+    calls = itertools.count()
+    busy = 0
+
+    def has(cid: CidBytes) -> bool:  # noqa: ARG001
+        nonlocal busy
+        if next(calls) == 0:  # the root is asked for alone
+            return False
+        with lock:
+            busy += 1
+            if busy == 16:
+                enough.set()
+        assert enough.wait(10)
+        return True
+
+    assert list(upward(blocks, root, has=has)) == [root]
