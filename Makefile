@@ -138,7 +138,7 @@ define LOWER_BOUNDS
 import re, tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 optional = project["optional-dependencies"]
-extras = ("cli", "gateway", "ipfs", "plot", "sign")
+extras = ("cli", "gateway", "ipfs", "plot", "s3", "sign")
 for line in sum((optional[name] for name in extras), project["dependencies"]):
     name, bound = re.match(r"([\w-]+)(?:\[\w+\])?>=([\w.]+)", line).groups()
     print(f"{name}=={'3.1.0' if name == 'zarr' else bound}")
