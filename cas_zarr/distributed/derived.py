@@ -1,7 +1,7 @@
 """Results that are kept by the CIDs of the chunks that they were computed from.
 
-A chunk whose CID did not change gives what it gave before, in any place and any version. So after an
-append, or a correction, only new and changed chunks are read and computed.
+A chunk whose CID did not change gives what it gave before, in any place and any version. So after
+an append, or a correction, only new and changed chunks are read and computed.
 """
 
 from __future__ import annotations
