@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cas_zarr.cid import BLAKE3, DAG_CBOR, CidBytes, HashFunction, cid_of, format_cid
 from cas_zarr.errors import FormatError, InvalidArgumentError
-from cas_zarr.tree.morton import code_bits, decode
+from cas_zarr.tree.morton import Codes, code_bits, decode, search
 from cas_zarr.tree.page import CID_SIZE, Page, PageReader
 from cas_zarr.tree.table import Table, concatenate, empty_table, from_page, page_starts, to_page
 
@@ -246,6 +246,45 @@ class ChunkTree:
             raise FormatError("a page does not have the chunks or bytes that its parent claims")
         child.check_box(self.bits, prefix)
         return child, low + int(page.codes[row]), prefix
+
+    def fetch(self, codes: Codes, most: int) -> int:
+        """Read the pages on the paths to some codes, those of a level together, to have them ready.
+
+        Parameters
+        ----------
+        codes : array
+            Ascending codes.
+        most : int
+            Pages that are read of a level, at most.
+
+        Returns
+        -------
+        int
+            The code below which all pages were read.
+        """
+        front, end = [(self.top, 0, 0)], 1 << self.bits
+        for level in range(self.top.level - 1, -1, -1):
+            found: list[tuple[CidBytes, int, int]] = []
+            for page, low, prefix in front:
+                assert page.prefixes is not None
+                stop = min(low + (1 << self.bits - prefix), end)
+                at = search(codes, low)
+                while at < len(codes) and (code := int(codes[at])) < stop:
+                    row = page.row_below(code - low)
+                    if self.row_of(page, code - low) >= 0:
+                        if len(found) == most:
+                            end = stop = code
+                            break
+                        length = int(page.prefixes[row])
+                        found.append((page.cid(row), low + int(page.codes[row]), length))
+                    after = int(page.codes[row + 1]) if row + 1 < len(page) else stop - low
+                    at = search(codes, low + after)
+            pages = self.reader.pages([cid for cid, _, _ in found], level)
+            front = []
+            for page, (_, low, prefix) in zip(pages, found, strict=True):
+                page.check_box(self.bits, prefix)
+                front.append((page, low, prefix))
+        return end
 
     def pages(
         self, level: int = 0, low: int = 0, prefix: int = 0

@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 import numpy as np
 
@@ -24,6 +25,10 @@ from cas_zarr.tree.page import MAX_ENTRIES, Page, PageReader
 from cas_zarr.tree.table import Table, concatenate, from_page
 
 __all__ = ["update"]
+
+_AHEAD: Final = (
+    32  # pages of a level that are read together where blocks are far: the reader keeps 256
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +111,16 @@ class _Update:
 
     def _groups_of_chunks(self) -> list[_Group]:
         groups = []
-        s = d = 0
+        s = d = ready = 0
+        remote = self.tree.reader.blocks.remote
         sets, deletes = self.sets.codes, self.deletes
         while s < len(sets) or d < len(deletes):
             first = min(
                 int(codes[0]) for codes in (sets[s : s + 1], deletes[d : d + 1]) if len(codes)
             )
+            if remote and first >= ready:
+                rest = [codes for codes in (sets[s:], deletes[d:]) if len(codes)]
+                ready = min(self.tree.fetch(codes, _AHEAD // len(rest)) for codes in rest)
             low, prefix, page = self._locate(first, 0)
             end = low + (1 << self.bits - prefix)
             rows, gone = slice(s, search(sets, end)), slice(d, search(deletes, end))

@@ -84,12 +84,14 @@ def by_definition(sorted_codes: list[int], bits: int, most: int, low: int = 0, d
     yield from by_definition(sorted_codes[split:], bits, most, middle, depth + 1)
 
 
-@given(histories(), st.sampled_from([2, 3, 6, 16]))
+@given(histories(), st.sampled_from([2, 3, 6, 16]), st.sampled_from([0, 2, 5]))
 @settings(max_examples=250)
-def test_update_is_build(history: tuple[int, list[Step]], entries: int) -> None:
+def test_update_is_build(history: tuple[int, list[Step]], entries: int, ahead: int) -> None:
     ndim, steps = history
-    with pages_of(entries):
+    with pages_of(entries), pytest.MonkeyPatch.context() as patch:
         blocks, model, ref = MemoryBlocks(), {}, None
+        blocks.remote = ahead > 0  # then pages are read together
+        patch.setattr(update, "_AHEAD", ahead)
         pages = PageReader(blocks)
         for number, (kind, places) in enumerate(steps, 1):
             sets: dict[Place, int] = {}

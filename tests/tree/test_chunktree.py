@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 from building import CountingBlocks, chunks, fake_cids, leaf, tree_of
 
 from cas_zarr.blocks.local import LocalBlocks
-from cas_zarr.cid import BLAKE3, DAG_CBOR, SHA256, CidBytes, cid_of
+from cas_zarr.cid import BLAKE3, DAG_CBOR, SHA256, CidBytes, CidLike, cid_of
 from cas_zarr.errors import BlockNotFoundError, FormatError, InvalidArgumentError
 from cas_zarr.tree import chunktree, morton
 from cas_zarr.tree.chunktree import ChunkTree, TreeRef, build, embedded_ref
@@ -112,6 +112,38 @@ def test_changing_every_page_does_not_hold_the_tree_in_memory(tmp_path: Path) ->
             tracemalloc.stop()
             assert changed != ref
             assert peak < tree_size / 3
+
+
+class FarBlocks(CountingBlocks):
+    """Blocks at a round trip, which are counted."""
+
+    remote = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trips = 0
+
+    def get_many(self, cids: Sequence[CidLike]) -> Sequence[bytes]:
+        self.trips += 1
+        found = super().get_many(cids)
+        del self.reads[-len(cids) :]
+        return found
+
+
+def test_pages_that_are_far_away_are_read_together(cube: tuple[CountingBlocks, TreeRef]) -> None:
+    near, ref = cube
+    far = FarBlocks()
+    far.put_many((cid, near.get(cid)) for cid in near.list())
+    rng = np.random.default_rng(0)
+    places = {tuple(place): 1 for place in rng.integers(0, SIDE + 20, (300, 3)).tolist()}
+    sets = chunks(places, 3)
+    gone = np.sort(morton.encode(rng.integers(0, SIDE, (40, 3))))
+    none = np.zeros(0, np.uint64)
+    for changes in ((sets, none), (empty_table(), gone), (sets, gone)):
+        far.trips, far.reads = 0, []
+        changed = update(PageReader(far), BLAKE3, ref, *changes, 3)
+        assert far.trips + len(far.reads) <= 30  # of some 150 pages
+        assert changed == update(PageReader(near), BLAKE3, ref, *changes, 3)
 
 
 def test_equal_neighbours_are_one_page_wherever_they_lie() -> None:
