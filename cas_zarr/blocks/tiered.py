@@ -61,8 +61,10 @@ class TieredBlocks(BlockStore):
     ) -> None:
         self.local = local
         self.read_only = local.read_only
-        self.remote = remote or any(
-            isinstance(place, BlockStore) and place.remote for place in behind
+        self.remote = (
+            remote
+            or local.remote
+            or any(isinstance(place, BlockStore) and place.remote for place in behind)
         )
         self._behind = tuple(behind)
         self._opened: dict[int, BlockStore] = {}
@@ -255,30 +257,33 @@ class TieredBlocks(BlockStore):
         int
             How many blocks came.
         """
-        for row in range(len(self._behind)):
-            try:
-                place = self._open(row)
-            except CasZarrError:
-                continue
-            fetch_car = getattr(place, "fetch_car", None)
-            if fetch_car is not None:
-                return sum(map_waiting(partial(self._take_car, fetch_car, enough), cids))
-        return 0
+        return sum(map_waiting(partial(self._take_car, enough), cids))
 
-    def _take_car(
-        self,
-        fetch_car: Callable[..., Iterable[tuple[CidBytes, bytes]]],
-        enough: Callable[[], bool],
-        cid: CidBytes,
-    ) -> int:
+    def _take_car(self, enough: Callable[[], bool], cid: CidBytes) -> int:
         count = 0
         with suppress(CasZarrError):
-            for one in fetch_car(cid, scope="all"):
+            for one in self.fetch_car(cid) or ():
                 self._keep([one])
                 count += 1
                 if enough():
                     break
         return count
+
+    def fetch_car(
+        self, cid: CidBytes, *, scope: str = "all"
+    ) -> Iterator[tuple[CidBytes, bytes]] | None:
+        """Return what one request to a place behind brings; None where no place gives CARs.
+
+        See `cas_zarr.blocks.gateway.GatewayBlocks.fetch_car`.
+        """
+
+        def begin(place: BlockStore) -> Iterator[tuple[CidBytes, bytes]] | None:
+            fetch_car = getattr(place, "fetch_car", None)
+            return None if fetch_car is None else fetch_car(cid, scope=scope)
+
+        with suppress(CasZarrError):
+            return self._ask(begin, cid)
+        return None
 
     def _keep(self, blocks: Iterable[tuple[CidBytes, bytes]]) -> None:
         if self.read_only:

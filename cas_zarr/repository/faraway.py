@@ -329,6 +329,7 @@ class _Beside(Overlaid):
     def __init__(self, name: str, tier: TieredBlocks) -> None:
         super().__init__(tier)
         self.tier = tier
+        self.fetch_car = tier.fetch_car
         self._name = name
 
     # docstrings inherited

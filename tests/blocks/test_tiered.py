@@ -191,6 +191,7 @@ def test_two_places_behind_each_other_come_to_an_end() -> None:
         return TieredBlocks(places[which], [lambda: tier(1 - which)])
 
     store = tier(0)
+    assert store.fetch_below([two], lambda: False) == 0
     assert list(store.get_many([one, two])) == [blocks[one], blocks[two]]
     assert not store.has(three)
     for ask in (store.get, lambda cid: store.get_many([one, cid])):

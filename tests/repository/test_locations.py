@@ -505,6 +505,21 @@ def test_no_more_is_prefetched_than_the_cache_holds(tmp_path: Path, cars: bool, 
             assert limit // 2 < sum(sent) < 2 * limit
 
 
+def test_a_partial_clone_prefetches_whole_pages_too(
+    made: tuple[str, list[CidBytes], np.ndarray], gateway: Counting, tmp_path: Path
+) -> None:
+    location = f"ipfs://{format_cid(made[1][-1])}"
+    Repository.clone(location, tmp_path / "p.cas", paths="ocean", gateways=gateway.url).close()
+    gateway.taken()
+    with CASStore(tmp_path / "p.cas", gateways=gateway.url) as store:
+        assert store.prefetch("air").chunks == 1024
+        asked = [form for form, _ in gateway.taken()]
+        assert asked.count("car") == 2  # leaf pages of 512 chunks
+        assert len(asked) <= 6
+        assert np.array_equal(_array(store)[:], made[2])
+        assert gateway.taken() == []
+
+
 def test_what_keeps_nothing_cannot_be_prefetched(
     made: tuple[str, list[CidBytes], np.ndarray], gateway: Counting, tmp_path: Path
 ) -> None:
