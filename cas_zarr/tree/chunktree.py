@@ -273,7 +273,7 @@ class ChunkTree:
                     row = page.row_below(code - low)
                     if self.row_of(page, code - low) >= 0:
                         if len(found) == most:
-                            end = stop = code
+                            end = code
                             break
                         length = int(page.prefixes[row])
                         found.append((page.cid(row), low + int(page.codes[row]), length))
