@@ -26,7 +26,7 @@ WITH_COMMANDS = [
     *PAGES,
 ]
 
-EXTRAS = {"sign": "cryptography", "plot": "matplotlib"}
+EXTRAS = {"dask": "dask", "sign": "cryptography", "plot": "matplotlib"}
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _NEEDS = re.compile(r"# needs cas_zarr\[(\w+)\]\n")
 
