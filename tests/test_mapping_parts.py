@@ -12,6 +12,7 @@ import pytest
 from test_mapping import CountingBlocks, filled, links, reopened
 
 from cas_zarr.blocks.memory import MemoryBlocks
+from cas_zarr.cid import BLAKE3, RAW
 from cas_zarr.errors import (
     ConflictError,
     FormatError,
@@ -21,6 +22,7 @@ from cas_zarr.errors import (
     ReadOnlyError,
 )
 from cas_zarr.mapping import CASMapping
+from cas_zarr.tree.morton import decode, encode
 from cas_zarr.tree.node import Header, Node, Root, Value
 
 # -- CIDs of parts --------------------------------------------------------------------------
@@ -166,6 +168,29 @@ def test_links_that_make_no_sense_are_refused() -> None:
     assert mapping.flush() == root
     mapping.set_links("a", places[:0], cids[:0], sizes[:0])
     assert mapping.flush() == root
+
+
+@pytest.mark.parametrize("order", ["morton", "C", "scattered"])
+def test_links_come_batch_by_batch_in_any_order(order: str) -> None:
+    side = 22
+    codes = np.sort(encode(np.stack(np.indices((side,) * 3), -1).reshape(-1, 3)))
+    places = decode(codes, 3)
+    cids = np.zeros((len(places), 36), np.uint8)
+    cids[:, :4] = [1, RAW, BLAKE3.code, 32]
+    cids[:, 4:12] = codes.astype("<u8").view(np.uint8).reshape(-1, 8)
+    sizes = codes.astype(np.int64) % 1000
+    rows = {
+        "morton": np.arange(len(places)),
+        "C": np.lexsort(places.T[::-1]),
+        "scattered": np.random.default_rng(0).permutation(len(places)),
+    }[order]
+    one, many = CASMapping(MemoryBlocks()), CASMapping(MemoryBlocks())
+    for mapping in (one, many):
+        mapping["a/zarr.json"] = b"{}"
+    one.set_links("a", places, cids, sizes)
+    for batch in np.array_split(rows, 9):
+        many.set_links("a", places[batch], cids[batch], sizes[batch])
+    assert many.flush() == one.flush()
 
 
 def test_links_are_copied_before_set_links_returns() -> None:
