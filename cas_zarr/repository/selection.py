@@ -150,7 +150,7 @@ def index_box(
         start, stop = _bounds(slices[axis], length) if axis < len(slices) else (0, length)
         step = max(chunk, 1)
         low, high = start // step, min(-(-stop // step), 1 << COORDINATE_BITS)
-        box.append((low, high) if high > low else (0, 0))
+        box.append((low, high) if stop > start and high > low else (0, 0))
     return tuple(box)
 
 
