@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -191,8 +192,9 @@ async def _send(
     try:
         await response.prepare(request)
         if request.method != "HEAD":
-            async for piece in _pieces(state, reply, first):
-                await asyncio.wait_for(response.write(piece), patience)
+            async with aclosing(_pieces(state, reply, first)) as pieces:
+                async for piece in pieces:
+                    await asyncio.wait_for(response.write(piece), patience)
         await asyncio.wait_for(response.write_eof(), patience)
     except (CasZarrError, TimeoutError, OSError) as error:
         # A part must never be taken for the whole: the connection ends without the end of a body.
@@ -204,7 +206,7 @@ async def _send(
 
 async def _pieces(
     state: State, reply: Reply, first: bytes | memoryview | None
-) -> AsyncIterator[bytes | memoryview]:
+) -> AsyncGenerator[bytes | memoryview, None]:
     body: Any = reply.body
     if isinstance(body, (bytes, memoryview)):
         for start in range(0, len(body), _PIECE):
