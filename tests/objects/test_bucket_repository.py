@@ -506,6 +506,7 @@ def test_clones_of_parts_stand_on_buckets_and_in_them(
     ):
         assert part.at("main")["a/c/30"] == bytes([0, 0, 30])
         assert two.at("main")["a/c/2"] == bytes([0, 0, 2])
+        assert two.blocks.remote
         assert two.fetch_paths("a[20:22]").blocks > 0
 
 
