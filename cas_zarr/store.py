@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar
@@ -25,6 +25,7 @@ from cas_zarr.consolidated import Consolidation, is_composed
 from cas_zarr.dataset import Dataset
 from cas_zarr.errors import CasZarrError, InvalidArgumentError, ReadOnlyError
 from cas_zarr.mapping import CASMapping
+from cas_zarr.repository.base import Address
 from cas_zarr.repository.faraway import NodeLike
 from cas_zarr.repository.forking import Fork
 from cas_zarr.repository.opening import MEMORY
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CASStore"]
 
-Location: TypeAlias = "str | os.PathLike[str] | Repository | Session | Fork | CASMapping"
+Location: TypeAlias = "Address | Repository | Session | Fork | CASMapping"
 
 _T = TypeVar("_T")
 
@@ -51,10 +52,11 @@ class CASStore(Dataset, Store):
 
     Parameters
     ----------
-    location : str, path, Repository, Session or CASMapping
-        The folder of a repository, made by the first write; ``memory://name`` for one in this
-        process; for reading ``ipfs://CID``, ``ipns://NAME``, a ``.car`` file, the address of a
-        server (see `Repository.open`); or something that is open already.
+    location : str, path, obstore store, Repository, Session or CASMapping
+        The folder of a repository, made by the first write; ``s3://bucket/prefix``, ``gs://`` or
+        ``az://`` for one in object storage; ``memory://name`` for one in this process; for reading
+        ``ipfs://CID``, ``ipns://NAME``, a ``.car`` file, the address of a server (see
+        `Repository.open`); or something that is open already.
     version : str, bytes or CID, optional
         A tag, a branch (its newest commit), a commit, a root, or ``main~2``: for reading only.
     branch : str
@@ -67,8 +69,8 @@ class CASStore(Dataset, Store):
         For a new repository: ``blake3``, the default, or ``sha2-256``.
     author : str
         Who commits, unless a commit says otherwise.
-    gateways, node, cache
-        Where blocks of IPFS are read from and kept; see `Repository.open`.
+    gateways, node, cache, storage_options
+        Where blocks of other machines are read from and kept; see `Repository.open`.
 
     Raises
     ------
@@ -101,6 +103,7 @@ class CASStore(Dataset, Store):
         gateways: str | Sequence[str] | None = None,
         node: NodeLike | None = None,
         cache: Cache = None,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         read_only = read_only or version is not None
         pin: CidBytes | None = None
@@ -123,6 +126,8 @@ class CASStore(Dataset, Store):
                     gateways=gateways,
                     node=node,
                     cache=cache,
+                    storage_options=storage_options,
+                    first="" if version is not None else branch,
                 )
             )
             read_only = read_only or bool(repository.fixed)
@@ -235,16 +240,10 @@ class CASStore(Dataset, Store):
             )
         if repository.fixed:
             raise ReadOnlyError(f"{self} can only be read; clone it into a folder to change it")
-        sources = repository.sources
-        return type(self)(
-            repository.location,
-            branch=self._branch,
-            strict=self._strict,
-            author=repository.author,
-            gateways=sources.gateways,
-            node=sources.node,
-            cache=sources.cache,
+        there = Repository.prepare_from(
+            repository.location, repository.sources, author=repository.author
         )
+        return type(self)(there, branch=self._branch, strict=self._strict)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if isinstance(self._session, Fork):
@@ -266,9 +265,7 @@ class CASStore(Dataset, Store):
             "branch": self._branch,
             "strict": self._strict,
             "author": repository.author,
-            "gateways": repository.sources.gateways,
-            "node": repository.sources.node,
-            "cache": repository.sources.cache,
+            "sources": repository.sources,
         }
         if repository.fixed:  # what a name stands for may be another when a copy is opened
             options["fixed"] = repository.fixed
@@ -514,13 +511,11 @@ def _unpickle(
             f"{location} is in the memory of process {process} and cannot be opened in another; "
             "use a folder"
         )
+    sources, author = options["sources"], options["author"]
     if not read_only:
-        return kind(location, **options)
-    repository = Repository.open(
-        options.get("fixed", location),
-        read_only=True,
-        **{name: options[name] for name in ("author", "gateways", "node", "cache")},
-    )
+        repository = Repository.prepare_from(location, sources, author=author)
+        return kind(repository, branch=options["branch"], strict=options["strict"])
+    repository = Repository.open_from(options.get("fixed", location), sources, author=author)
     repository.location = location
     store = kind.__new__(kind)
     store._set_up(
