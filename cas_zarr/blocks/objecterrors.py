@@ -135,8 +135,8 @@ def _why(text: str, status: int | None) -> str:
         )
     if status == 501:
         return (
-            f"the server does not know such a request ({said}); it has to support puts with "
-            "if-none-match"
+            f"the server does not know such a request ({said}); it has to support puts under a "
+            "condition (if-none-match, if-match)"
         )
     return f"the server refuses ({said}); try again, or check the endpoint"
 

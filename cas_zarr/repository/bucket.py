@@ -34,7 +34,13 @@ from typing import Final
 from cas_zarr.blocks.objects import Objects, Token
 from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import HashFunction
-from cas_zarr.errors import CasZarrError, FormatError, RemoteError, RepositoryNotFoundError
+from cas_zarr.errors import (
+    CasZarrError,
+    FormatError,
+    RemoteError,
+    RepositoryNotFoundError,
+    StorageError,
+)
 from cas_zarr.repository.folder import MARKER, decode_marker, encode_marker
 from cas_zarr.repository.names import check_name
 from cas_zarr.repository.records import MAX_REF_BYTES
@@ -300,8 +306,14 @@ def make_bucket(objects: Objects, function: HashFunction) -> HashFunction:
     -------
     HashFunction
         That of the repository as it is.
+
+    Raises
+    ------
+    StorageError
+        If the server does as it is asked whatever the condition: nothing is made then.
     """
     objects.check_swaps()
+    _check_conditions(objects)
     if objects.create(MARKER, encode_marker(function)):
         return function
     found = BucketRefs(objects).open()
@@ -310,6 +322,29 @@ def make_bucket(objects: Objects, function: HashFunction) -> HashFunction:
             f"the repository in {objects.location} was removed just now; repeat"
         )
     return found
+
+
+def _check_conditions(objects: Objects) -> None:
+    """Try whether the server honours conditions, for there are some that pass over them."""
+    name = _name(f"probe/{os.urandom(8).hex()}")
+    try:
+        made = objects.swap(name, None, b"first") and not objects.swap(name, None, b"second")
+        found = objects.read(name, limit=10)
+        honoured = (
+            made
+            and found is not None
+            and objects.swap(name, found[1], b"third")
+            and not objects.swap(name, found[1], b"fourth")
+        )
+    finally:
+        with suppress(CasZarrError):
+            objects.delete([name])
+    if not honoured:
+        raise StorageError(
+            f"{objects.location} does not honour the conditions of a put (if-none-match, "
+            "if-match), so writers would overwrite each other's work; use a newer version of the "
+            "server, or another one"
+        )
 
 
 def _version(data: bytes, token: Token | None) -> _Version:

@@ -22,11 +22,13 @@ from cas_zarr.errors import (
     InvalidKeyError,
     ReadOnlyError,
     RemoteError,
+    StorageError,
 )
 from cas_zarr.repository.bucket import BucketRefs, make_bucket
 from cas_zarr.repository.refs import Branch, GuardError, Refs, Tag
-from objects.faults import Faults
-from objects.servers import BUCKET, S3Server, VersityGw
+from objects import faults as fault_module
+from objects.faults import Faults, fault_proxy
+from objects.servers import BUCKET, Moto, S3Server, VersityGw
 
 
 def _commit(number: int) -> CidBytes:
@@ -414,6 +416,20 @@ def test_makers_at_once_make_one_repository(s3: S3Server, prefix: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         made = set(pool.map(make, range(4)))
     assert made == {_refs(s3, prefix).open()}
+
+
+@pytest.mark.parametrize("ignored", ["if-match", "if-none-match"])
+def test_a_server_that_passes_over_conditions_is_refused(
+    moto: Moto, prefix: str, monkeypatch: pytest.MonkeyPatch, ignored: str
+) -> None:
+    passed = [name for name in fault_module._TO_PASS if name != ignored]
+    monkeypatch.setattr(fault_module, "_TO_PASS", passed)  # moto checks no signatures
+    with fault_proxy(moto.url) as faults:
+        with pytest.raises(StorageError, match="overwrite each other's work"):
+            make_bucket(_refs(moto, prefix, faults.url).objects, BLAKE3)
+        assert _names(moto, prefix) == {}
+    assert make_bucket(_refs(moto, prefix).objects, BLAKE3) is BLAKE3
+    assert list(_names(moto, prefix)) == ["cas-zarr.json"]
 
 
 def test_what_is_read_along_is_not_told_twice(s3: S3Server, prefix: str) -> None:
