@@ -101,7 +101,7 @@ class BucketRefs(Refs):
         self.objects = objects
         self.read_only = read_only
         self._seen: dict[str, _Version] = {}  # as they were read last
-        self._ahead: dict[str, bytes | None] = {}
+        self._ahead: dict[str, _Version] = {}
         self._remotes: list[str] | None = None
         self._until = 0.0
 
@@ -128,14 +128,14 @@ class BucketRefs(Refs):
         if first and not self.read_only:
             paths.append(GC)
         marker: list[bytes | None] = [None]
-        ahead: dict[str, bytes | None] = {}
+        ahead: dict[str, _Version] = {}
 
         def read_marker() -> None:
             found = self.objects.read(MARKER, limit=MAX_REF_BYTES)
             marker[0] = None if found is None else found[0]
 
         def read_ahead(path: str) -> None:
-            ahead[path] = self._look(path).record
+            ahead[path] = self._look(path)
 
         def list_remotes() -> None:
             self._remotes = self._list_remotes()
@@ -159,11 +159,10 @@ class BucketRefs(Refs):
             raise FormatError(f"{file} is not in its canonical form")
 
     def _load(self, path: str) -> bytes | None:
-        if path in self._ahead:
-            record = self._ahead.pop(path)
-            if time.monotonic() < self._until:
-                return record
-        return self._look(path).record
+        ahead = self._ahead.pop(path, None)
+        if ahead is None or time.monotonic() > self._until:
+            ahead = self._look(path)
+        return ahead.record
 
     def _look(self, path: str) -> _Version:
         found = self.objects.read(_name(path), limit=limit_of(path) + _MAX_TAIL)
@@ -228,8 +227,9 @@ class BucketRefs(Refs):
     def _paths(self, folder: str) -> Iterator[str]:
         if folder == _REMOTES:
             remotes, self._remotes = self._remotes, None
-            fresh = remotes is not None and time.monotonic() < self._until
-            return iter(remotes if fresh and remotes is not None else self._list_remotes())
+            if remotes is None or time.monotonic() > self._until:
+                remotes = self._list_remotes()
+            return iter(remotes)
         return self._list(folder)
 
     def _list(self, folder: str) -> Iterator[str]:
