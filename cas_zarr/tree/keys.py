@@ -45,7 +45,7 @@ OWNERS: Final = frozenset({"zarr.json", ".zarray"})
 MAX_KEY_BYTES: Final = 1024
 MAX_DEPTH: Final = 64
 
-_ZERO: Final = ord("0")
+_ZERO, _NINE = b"09"
 _NEWLINE: Final = ord("\n")
 _N = r"(?:0|[1-9][0-9]{0,9})"
 _CHUNK = re.compile(rf"c|(c)((?:/{_N})+)|(c)((?:\.{_N})+)|{_N}(?:\.{_N})*|{_N}(?:/{_N})+", re.ASCII)
@@ -166,13 +166,12 @@ def parse_chunks(
     longest = int(lengths.max())
     if lengths.min() < 1 or longest > 10 or ((raw[starts] == _ZERO) & (lengths > 1)).any():
         return None
+    if np.count_nonzero(raw > _NINE) != n * np.count_nonzero(head > _NINE):
+        return None  # the numbers have something else than digits
     coordinates = np.zeros((n, ndim), np.int64)
-    for place in range(longest, 0, -1):  # from the last of the digits
-        digits, there = raw[np.maximum(ends - place, 0)] - _ZERO, lengths >= place
-        if ((digits > 9) & there).any():
-            return None
+    for place in range(longest, 0, -1):  # before the end; shorter numbers add zeros
         coordinates *= 10
-        coordinates += digits * there
+        coordinates += (raw[ends - place] - _ZERO) * (lengths >= place)
     return None if (coordinates >> COORDINATE_BITS).any() else coordinates
 
 
