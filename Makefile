@@ -60,7 +60,8 @@ lint: .venv/test
 	.venv/bin/mypy cas_zarr
 	.venv/bin/lint-imports --no-logo
 
-# Kubo, Node.js and packages of npm, brought once: the build of Kubo takes some minutes.
+# Kubo, versitygw, Node.js, packages of npm and, in CI, Chromium, brought once: the builds of the first
+# two take some minutes.
 test-tools: .venv/test
 	.venv/bin/python tests/ipfs/programs.py
 

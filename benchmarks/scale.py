@@ -3,8 +3,10 @@
 `trees` builds the tree of one array of three dimensions at each size, without data, in a local
 repository, and changes, compares, reads and marks it; beside the figures stand the slopes between
 sizes: with the number of chunks to the power of 0 a cost stays, of 1 it grows as they do. `links`
-binds a million links that are known already. Where a bar of the project exists it stands beside
-the figure.
+binds a million links that are known already. `workers` merges deltas of 800 000 chunks and writes
+4096 chunks through dask, `objects` does what one does with a store on a server of S3 that it starts
+(it needs Go once), `shards` works in shards of 64 MiB. Where a bar of the project exists it stands
+beside the figure.
 """
 
 from __future__ import annotations
@@ -18,12 +20,22 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from benchmarks import scale_links, scale_trees
+from benchmarks import scale_links, scale_objects, scale_trees, scale_workers
 from benchmarks.parts import Figure, figure_table, medians, quantity, run_part
 from benchmarks.report import RESULTS, describe_machine, machine_line, table
 
 __all__ = ["main"]
+
+CUBES = {"trees": scale_trees, "links": scale_links}
+"""Benchmarks of a cube of chunks, whose side is given."""
+
+COUNTS = {
+    "workers": (scale_workers, {"merge": 800_000, "dask": 4096}),
+    "objects": (scale_objects, {"values": 4096, "far": 1_000_000}),
+}
+"""Benchmarks whose parts have a number of chunks each."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(options.folder or tempfile.gettempdir())
     machine = describe_machine(folder)
     print(machine_line(machine), flush=True)
-    module = {"trees": scale_trees, "links": scale_links}[options.what]
+    if options.what in COUNTS:
+        return _run_counts(options, folder, machine)
+    module = CUBES[options.what]
     sides = [round(chunks ** (1 / 3)) for chunks in options.chunks]
     figures: dict[int, list[Figure]] = {}
     for side in sides:
@@ -65,9 +79,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _run_counts(options: argparse.Namespace, folder: Path, machine: dict[str, Any]) -> int:
+    module, counts = COUNTS[options.what]
+    rounds: list[list[Figure]] = []
+    for _ in range(options.rounds):
+        rounds.append([])
+        for part in options.parts or counts:
+            with tempfile.TemporaryDirectory(dir=folder, prefix="cas-zarr-benchmark-") as place:
+                os.sync()
+                where = ["--folder", place, "--side", str(counts[part])]
+                rounds[-1] += run_part(module.__name__, part, where)
+            print(f"{part} done, load {os.getloadavg()[0]:.2f}", flush=True)
+    figures = medians(rounds)
+    print("\n" + figure_table(options.what, figures))
+    options.json.parent.mkdir(exist_ok=True)
+    measured = [{**asdict(figure), "met": figure.met} for figure in figures]
+    document = {"machine": machine, "rounds": options.rounds, "figures": measured}
+    options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(f"\nwritten to {options.json}")
+    return 0
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
-    parser.add_argument("what", choices=["trees", "links"])
+    parser.add_argument("what", choices=[*CUBES, *COUNTS])
     parser.add_argument(
         "--chunks", type=float, nargs="+", default=[1e6], help="sizes, each about so many, a cube"
     )

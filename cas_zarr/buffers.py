@@ -1,4 +1,4 @@
-"""Buffers and byte ranges of zarr-python 3."""
+"""Buffers, byte ranges and errors as zarr-python 3 takes them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, cpu
 
-from cas_zarr.errors import InvalidArgumentError
+from cas_zarr.errors import BlockNotFoundError, InvalidArgumentError, StorageError
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
 
-__all__ = ["bounds_of", "no_buffer", "to_buffer"]
+__all__ = ["bounds_of", "no_buffer", "out_of_reach", "to_buffer"]
 
 _BYTE = np.dtype("B")
 
@@ -45,3 +45,8 @@ def no_buffer(value: object) -> TypeError:
         f"CASStore.set(): `value` must be a Buffer instance. Got an instance of {type(value)} "
         "instead."
     )
+
+
+def out_of_reach(error: BlockNotFoundError) -> StorageError:
+    """Return the error for a value whose block is not there: zarr takes a KeyError for no key."""
+    return StorageError(str(error))

@@ -19,11 +19,11 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from cas_zarr.blocks.cache import Cache
 from cas_zarr.blocks.waiting import waiting_pool
-from cas_zarr.buffers import bounds_of, no_buffer, to_buffer
+from cas_zarr.buffers import bounds_of, no_buffer, out_of_reach, to_buffer
 from cas_zarr.cid import CidBytes, CidLike, as_cid_bytes, format_cid
 from cas_zarr.consolidated import Consolidation, is_composed
 from cas_zarr.dataset import Dataset
-from cas_zarr.errors import CasZarrError, InvalidArgumentError, ReadOnlyError
+from cas_zarr.errors import BlockNotFoundError, CasZarrError, InvalidArgumentError, ReadOnlyError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.base import Address
 from cas_zarr.repository.faraway import NodeLike
@@ -306,9 +306,14 @@ class CASStore(Dataset, Store):
         """Return a value, verified, or None; see `zarr.abc.store.SupportsGetSync`."""
         if prototype is None:
             prototype = default_buffer_prototype()
-        if byte_range is not None or (self._read_only and key[-1:] in "an" and is_composed(key)):
-            return self._get_part(key, prototype, byte_range)
-        data = self._tree.mapping.get_value(key)
+        try:
+            if byte_range is not None or (
+                self._read_only and key[-1:] in "an" and is_composed(key)
+            ):
+                return self._get_part(key, prototype, byte_range)
+            data = self._tree.mapping.get_value(key)
+        except BlockNotFoundError as error:
+            raise out_of_reach(error) from error
         return None if data is None else to_buffer(prototype, data)
 
     async def get(
@@ -396,13 +401,16 @@ class CASStore(Dataset, Store):
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         # docstring inherited
         keys = self._tree.mapping.list_keys(prefix)
-        if not self._far:
-            for key in keys:
-                yield key
-            return
-        while batch := await _in_thread(lambda: list(islice(keys, _LISTED))):
-            for key in batch:
-                yield key
+        try:
+            if not self._far:
+                for key in keys:
+                    yield key
+                return
+            while batch := await _in_thread(lambda: list(islice(keys, _LISTED))):
+                for key in batch:
+                    yield key
+        except BlockNotFoundError as error:
+            raise out_of_reach(error) from error
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         # docstring inherited
@@ -412,7 +420,10 @@ class CASStore(Dataset, Store):
 
     async def _ask(self, question: Callable[[], _T]) -> _T:
         """Return an answer of the core; where it may take a network, without blocking others."""
-        return await _in_thread(question) if self._far else question()
+        try:
+            return await _in_thread(question) if self._far else question()
+        except BlockNotFoundError as error:
+            raise out_of_reach(error) from error
 
     # -- writing --------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from cas_zarr import (
     ReadOnlyError,
     Repository,
     RepositoryNotFoundError,
+    StorageError,
     VersionNotFoundError,
     WriteOnceError,
 )
@@ -709,3 +710,26 @@ def test_the_public_names() -> None:
         assert getattr(cas_zarr, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         cas_zarr.Nothing  # noqa: B018
+
+
+def test_a_block_that_is_gone_is_no_key_that_is_not_there(tmp_path: Path) -> None:
+    """Zarr takes a KeyError for "no such key", and would fill, or make a group anew."""
+    with CASStore(tmp_path / "x.cas") as store:
+        group = zarr.create_group(store=store)
+        document = cpu.Buffer.from_bytes(b'{"zarr_format":3,"node_type":"group"}')
+        for number in range(3000):  # so many that the root's entries lie in blocks of their own
+            store.set_sync(f"g{number}/zarr.json", document)
+        group.create_array("data", data=np.arange(8), chunks=(8,), compressors=None)
+        store.commit("all")
+    repo = Repository.open(tmp_path / "x.cas")
+    root = repo.resolve("main").root
+    blocks = MemoryBlocks()
+    blocks.put(root, repo.blocks.get(root))  # and nothing else
+    store = CASStore(CASMapping(blocks, root, read_only=True))
+    with pytest.raises(StorageError, match="is not in"):
+        store.get_sync("data/c/0")
+    for question in (store.exists("data/c/0"), store.getsize("data/c/0"), store.is_empty("g7")):
+        with pytest.raises(StorageError, match="is not in"):
+            asyncio.run(question)
+    with pytest.raises(StorageError, match="is not in"):
+        zarr.open_array(store, path="data", mode="r")

@@ -17,7 +17,7 @@ from zarr.core.buffer import default_buffer_prototype
 from cas_zarr import CASStore, Repository
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import format_cid
-from cas_zarr.errors import BlockNotFoundError
+from cas_zarr.errors import StorageError
 from cas_zarr.repository.runs import Run
 from tests.servers.counting import Counting, counting_gateway
 
@@ -182,7 +182,7 @@ def test_a_gateway_that_loses_its_blocks_is_an_error_of_the_reader(
     array = zarr.open_array(far(grid, gateway), path="grid", mode="r")
     array[:20]
     gateway.blocks = MemoryBlocks()
-    with pytest.raises(BlockNotFoundError, match="is not in"):
+    with pytest.raises(StorageError, match="is not in"):
         array[:]
 
 
