@@ -25,6 +25,8 @@ PYTHON313 := $(call find_python,3.13)
 WORKERS ?= 2
 PYTEST = -m pytest -n $(WORKERS) --timeout 600
 PIP = -m pip install --quiet --disable-pip-version-check
+# What asks other people's servers is run on the default Python alone.
+SERVERS = tests/ipfs tests/objects
 INTEROP = $(wildcard tests/interop/requirements.txt)
 
 # new_venv(FOLDER, PYTHON): an empty environment with a current pip.
@@ -74,7 +76,7 @@ test-newest:
 	@echo "skipped: Python 3.13 was not found"
 else
 test-newest: .venv-3.13/test
-	.venv-3.13/bin/python $(PYTEST) -m "not slow"
+	.venv-3.13/bin/python $(PYTEST) -m "not slow" $(SERVERS:%=--ignore %)
 	.venv-3.13/bin/python $(PYTEST) -m slow tests/interop tests/blocks tests/codecs tests/tree
 endif
 
@@ -83,7 +85,7 @@ test-middle:
 	@echo "skipped: Python 3.12 was not found"
 else
 test-middle: .venv-3.12/test
-	.venv-3.12/bin/python $(PYTEST) -m "not slow" --ignore tests/ipfs --ignore tests/interop/test_xarray.py
+	.venv-3.12/bin/python $(PYTEST) -m "not slow" $(SERVERS:%=--ignore %) --ignore tests/interop/test_xarray.py
 endif
 
 # The lower bounds that pyproject.toml states, and the first zarr that the store supports; of other
@@ -93,7 +95,7 @@ test-oldest test-zarr2:
 	@echo "skipped: Python 3.11 was not found"
 else
 test-oldest: .venv-oldest/test
-	.venv-oldest/bin/python $(PYTEST) -m "not slow" --ignore tests/ipfs --ignore-glob 'tests/interop/test_[!z]*.py'
+	.venv-oldest/bin/python $(PYTEST) -m "not slow" $(SERVERS:%=--ignore %) --ignore-glob 'tests/interop/test_[!z]*.py'
 
 test-zarr2: .venv-zarr2/test
 	.venv-zarr2/bin/python -m pytest tests/interop/test_zarr2.py $(wildcard tests/test_mapping.py)
