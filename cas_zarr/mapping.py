@@ -164,7 +164,7 @@ class CASMapping(MutableMapping[str, bytes]):
             cid: Any = self._raw_prefix + self._digest(data)
             self.blocks.put(cid, data)
         else:
-            layout = self._layout_now(key)
+            layout = self.layout_now(key)
             cid = write_value(self.blocks, self._function, data, layout)
         if self.strict:
             _check_same(key, self._find(key), Value(cid, size))
@@ -362,10 +362,12 @@ class CASMapping(MutableMapping[str, bytes]):
                 )
             self._adopt(merge(views[0], ours, views[1]).root)
 
-    def delta(self) -> Delta:
-        """Return what was changed here since the root that was opened or flushed last."""
+    def delta(self, since: CidBytes) -> Delta:
+        """Return what was changed here since a root, whatever was flushed meanwhile."""
         with self._lock:
             view, changes = self._state
+            if self._root != since:
+                return delta_between(self._open(since), self._settle())
             if view.root is self._flushed:
                 return delta_of(view, changes)
             return delta_between(TreeView(self._reader, self._flushed), self._settle())
@@ -628,7 +630,7 @@ class CASMapping(MutableMapping[str, bytes]):
         with self._lock:
             self._state[1].set_document(key, data)
 
-    def _layout_now(self, key: str) -> ShardLayout | None:
+    def layout_now(self, key: str) -> ShardLayout | None:
         """Return the sharding of a key's array as it is now; a flush looks again."""
         folder = split_key(key)[0]
         while True:

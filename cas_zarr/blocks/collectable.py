@@ -127,6 +127,16 @@ class Marks(ABC):
             If the disk failed. Nothing else was deleted; sweep again.
         """
 
+    def drop_references(self, before: int) -> int:  # noqa: ARG002
+        """Forget references to blocks elsewhere that are not marked; return how many.
+
+        Parameters
+        ----------
+        before : int
+            Those that were written after this, in microseconds since 1970-01-01 UTC, stay.
+        """
+        return 0
+
 
 class CollectableBlocks(BlockStore):
     """Blocks whose garbage can be collected."""

@@ -221,6 +221,9 @@ class TieredBlocks(BlockStore):
             "has it, or fetch it from there"
         )
 
+    def _corrupt(self, cid: CidBytes) -> CorruptBlockError:
+        return self.local._corrupt(cid)
+
     # -- the places behind ------------------------------------------------------------------
 
     def _fetch(self, cid: CidBytes) -> bytes | None:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.cache import Cache
 from cas_zarr.blocks.fronted import FrontedBlocks
-from cas_zarr.blocks.local import LocalBlocks
 from cas_zarr.blocks.objects import Objects
 from cas_zarr.blocks.objectstore import ObjectStoreBlocks
+from cas_zarr.blocks.referring import ReferringBlocks
 from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import BLAKE3, CidBytes, CidLike, HashFunction
 from cas_zarr.closing import Closing
@@ -269,7 +269,7 @@ class RepositoryBase(Closing):
             repository._asked = function
             return repository
         found = same_hash(str(path), function, read_marker(path))
-        local = LocalBlocks(path / "packs", read_only=read_only)
+        local = ReferringBlocks(path / "packs", path / "references", read_only=read_only)
         blocks = blocks_for(refs, local, sources=sources)
         return cls(
             str(path), refs, blocks, found, read_only=read_only, author=author, sources=sources
@@ -399,7 +399,7 @@ class RepositoryBase(Closing):
             make = partial(make_folder, path) if bucket is None else partial(make_bucket, bucket)
             self._function = same_hash(self.location, self._asked, make(self._function))
             self._blocks = (
-                LocalBlocks(path / "packs", create=True)
+                ReferringBlocks(path / "packs", path / "references", create=True)
                 if bucket is None
                 else self._open_bucket(bucket)
             )

@@ -88,6 +88,8 @@ class GCReport:
         Blocks that link others and were not there, where that was allowed.
     damaged : tuple of str
         Packs that could not be rewritten.
+    references : int
+        References to bytes elsewhere that were dropped.
     dry_run : bool
         Whether nothing was changed: `deleted_blocks` and so on are what would have been.
     """
@@ -109,6 +111,7 @@ class GCReport:
     missing: int
     damaged: tuple[str, ...]
     dry_run: bool
+    references: int = 0
 
     @property
     def unused_blocks(self) -> int:
@@ -196,6 +199,7 @@ def collect(
             if not grace:
                 collection.mark()
                 swept += collection.sweep(grace)
+        dropped = collection.drop_references(grace)
         collection.tidy()
         lists = collection.pending()
         since = max((time for _, time in lists), default=None)
@@ -217,6 +221,7 @@ def collect(
             missing=collection.missing,
             damaged=swept.damaged,
             dry_run=dry_run,
+            references=dropped,
         )
 
 
@@ -482,6 +487,13 @@ class Collection:
             later = any(one not in state.lists for one in lists)
             self._swap(raw, CollectionRecord(state.epoch + later, lists))
         return swept
+
+    def drop_references(self, grace: timedelta) -> int:
+        """Forget references that nothing in use needs and that are older than `grace`."""
+        if self._dry_run:
+            return 0
+        self.mark()  # what refs have come to lead to since
+        return self.marks.drop_references(self._clock() - grace // _MICROSECOND)
 
     def tidy(self) -> None:
         """Merge packs if there are too many."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,16 @@ from cas_zarr.parallel import map_ordered
 from cas_zarr.repository.session import Session
 from cas_zarr.tree.keys import check_key
 
-__all__ = ["ImportReport", "Progress", "import_zarr", "require_room", "write_parents"]
+__all__ = [
+    "FolderSource",
+    "ImportReport",
+    "Progress",
+    "import_zarr",
+    "make_room",
+    "refuse_itself",
+    "require_room",
+    "write_parents",
+]
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that are done and the bytes in all."""
@@ -61,7 +70,7 @@ class ImportReport:
     size: int
 
 
-class _Source(ABC):
+class Source(ABC):
     """A place that holds a Zarr hierarchy as keys and values."""
 
     location: str
@@ -75,7 +84,9 @@ class _Source(ABC):
         """Return the values of keys, in order."""
 
 
-class _Folder(_Source):
+class FolderSource(Source):
+    """A folder on the disk; links are followed."""
+
     def __init__(self, root: Path) -> None:
         self.location = str(root)
         self._root = root
@@ -106,7 +117,7 @@ class _Folder(_Source):
         return (self._root / key).read_bytes()
 
 
-class _FileSystem(_Source):
+class _FileSystem(Source):
     """A folder behind fsspec: object storage, HTTP, an archive."""
 
     def __init__(self, url: str) -> None:
@@ -195,16 +206,11 @@ def import_zarr(
                 f"no zarr array or group is at {opened.location}: there is no zarr.json, .zgroup "
                 "or .zarray; name the folder that holds one"
             )
-        _refuse_itself(opened, session.repository.location)
+        refuse_itself(opened, session.repository.location)
         for key in sizes:
             check_key(prefix + key)
         target = session.prepare()
-        if replace:
-            for key in [key for key in target.list_keys(prefix) if key[len(prefix) :] not in sizes]:
-                target.discard(key)
-        else:
-            require_room(target, path, lambda rest: rest in sizes)
-        write_parents(target, path, sizes)
+        make_room(target, path, sizes, replace=replace)
         _copy(opened, sizes, session, prefix, progress)
     except OSError as error:
         if isinstance(error, StorageError):
@@ -212,6 +218,25 @@ def import_zarr(
         raise StorageError(f"reading {opened.location} failed: {error}") from error
     session.flush()
     return ImportReport(opened.location, path, len(sizes), sum(sizes.values()))
+
+
+def make_room(
+    target: CASMapping, path: str, keys: Collection[str], *, replace: bool = False
+) -> None:
+    """Prepare a path for exactly the keys of an import, and the groups above it.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is another key, and it is not to be replaced.
+    """
+    prefix = path + "/" if path else ""
+    if replace:
+        for key in [key for key in target.list_keys(prefix) if key[len(prefix) :] not in keys]:
+            target.discard(key)
+    else:
+        require_room(target, path, lambda rest: rest in keys)
+    write_parents(target, path, keys)
 
 
 def require_room(target: CASMapping, path: str, known: Callable[[str], bool]) -> None:
@@ -233,13 +258,13 @@ def require_room(target: CASMapping, path: str, known: Callable[[str], bool]) ->
             )
 
 
-def _open(source: str | os.PathLike[str]) -> _Source:
+def _open(source: str | os.PathLike[str]) -> Source:
     text = os.fspath(source)
     if "://" in text or "::" in text:
         return _FileSystem(text)
     local = Path(text)
     if local.is_dir():
-        return _Folder(local)
+        return FolderSource(local)
     if local.is_file() and local.suffix == ".zip":
         return _FileSystem(f"zip://::{local}")
     if local.exists():
@@ -247,8 +272,8 @@ def _open(source: str | os.PathLike[str]) -> _Source:
     raise NotFoundError(f"{text} does not exist; name a folder, a .zip file or a url")
 
 
-def _refuse_itself(source: _Source, repository: str) -> None:
-    if isinstance(source, _Folder):
+def refuse_itself(source: Source, repository: str) -> None:
+    if isinstance(source, FolderSource):
         folder, inside = Path(source.location).resolve(), Path(repository).resolve()
         if folder == inside or folder in inside.parents:
             raise InvalidArgumentError(
@@ -275,7 +300,7 @@ def write_parents(target: CASMapping, path: str, keys: Iterable[str]) -> None:
 
 
 def _copy(
-    source: _Source,
+    source: Source,
     sizes: dict[str, int],
     session: Session,
     prefix: str,

@@ -1,0 +1,477 @@
+"""Linking: chunks that lie elsewhere already become those of a dataset, without being copied.
+
+Each chunk is hashed once, where it lies, and linked by its CID, so the root is the one that an
+import would have given. What is not copied is referred to (`cas_zarr.blocks.references`): it is
+read where it lies from then on, verified, and a source that has changed is refused. References are
+local to the repository: a clone, a push and an export carry the bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+
+from cas_zarr.blocks.carsource import is_url, open_source
+from cas_zarr.blocks.references import References, SourceReport
+from cas_zarr.blocks.referencetable import Place, Table
+from cas_zarr.blocks.referring import ReferringBlocks
+from cas_zarr.cid import RAW, CidBytes, HashFunction, cid_of, hash_by_name
+from cas_zarr.codecs.shardindex import ShardLayout, cut_points
+from cas_zarr.codecs.unixfs import LEAF_SIZE, build_file
+from cas_zarr.errors import (
+    InvalidArgumentError,
+    LimitError,
+    NotFoundError,
+    StorageError,
+)
+from cas_zarr.mapping import CASMapping
+from cas_zarr.parallel import map_ordered
+from cas_zarr.repository.guard import collectable
+from cas_zarr.repository.imports import (
+    FolderSource,
+    Progress,
+    import_zarr,
+    make_room,
+    refuse_itself,
+)
+from cas_zarr.repository.session import Session
+from cas_zarr.tree.changes import is_document
+from cas_zarr.tree.keys import check_key
+from cas_zarr.tree.page import CID_SIZE
+from cas_zarr.tree.values import MAX_VALUE_SIZE
+
+if TYPE_CHECKING:
+    from cas_zarr.repository.repository import Repository
+
+__all__ = ["LinkReport", "LinkSource", "link", "list_sources", "repoint"]
+
+LinkSource: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
+"""A folder with a Zarr, a file of kerchunk's references, or what is in one."""
+
+_BATCH: Final = 4096  # values that are hashed between two calls of a progress
+_TEMPLATE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+
+
+@dataclass(frozen=True, slots=True)
+class LinkReport:
+    """What a link has done.
+
+    Attributes
+    ----------
+    source : str
+        Where the data lie.
+    path : str
+        The node that they were put at, "" for the root.
+    keys : int
+        Number of keys that are bound.
+    size : int
+        Their values' length in bytes.
+    linked : int
+        How many of them are referred to; the others were copied.
+    """
+
+    source: str
+    path: str
+    keys: int
+    size: int
+    linked: int
+
+
+def link(
+    target: Repository | Session,
+    source: LinkSource,
+    *,
+    branch: str = "main",
+    path: str = "",
+    copy: bool = False,
+    replace: bool = False,
+    message: str | None = None,
+    progress: Progress | None = None,
+) -> LinkReport:
+    """Put data that lie elsewhere into a dataset, and refer to their bytes there.
+
+    Metadata documents are copied. Every chunk is read and hashed once, in parallel, and linked; its
+    bytes stay where they are, and have to stay as they are: if they change, reading them raises
+    `CorruptBlockError`, and if they are gone, `BlockNotFoundError`. See `repoint` for sources that
+    move, and `list_sources` for those that are gone.
+
+    Parameters
+    ----------
+    target : Repository or Session
+        A repository in a folder. Its branch shows the data afterwards; a session is left to be
+        flushed or committed by who has it.
+    source : str, path or mapping
+        A folder with a Zarr of format 2 or 3; or references as kerchunk and VirtualiZarr write
+        them, as a JSON file or a dict: the chunks are ranges of other files, local ones or on
+        servers of HTTP. Paths in a JSON file are relative to its folder.
+    branch : str
+        The branch of a repository that is written to.
+    path : str
+        Node to put the data at; "" is the root.
+    copy : bool
+        Whether the bytes are copied, and nothing is referred to.
+    replace : bool
+        Whether keys below `path` that the source does not have are removed. Without it they make
+        this fail before anything is written.
+    message : str, optional
+        Of a commit; without it none is made.
+    progress : callable, optional
+        Called with bytes done and bytes in all.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no Zarr array or group at the source.
+    InvalidArgumentError
+        If `path` holds something else, the references mean nothing, or the repository is not in a
+        folder, where references can be kept.
+    InvalidKeyError
+        If a key cannot be stored.
+    StorageError
+        If a source cannot be read.
+    LimitError
+        If a chunk has more than 4 GiB.
+    """
+    if isinstance(target, Session):
+        return _link(target, source, path, copy, replace, progress)
+    target.make()
+    with Session(target, branch) as session:
+        try:
+            report = _link(session, source, path, copy, replace, progress)
+        except BaseException:
+            session.discard()
+            raise
+        if message is None:
+            session.flush()
+        else:
+            session.commit(message)
+    return report
+
+
+def list_sources(repository: Repository) -> list[SourceReport]:
+    """Return what is referred to, by location, and which files of it are gone or cut off.
+
+    Whether what is there is still the same is found by reading it: ``verify(data=True)``.
+    """
+    blocks = collectable(repository.blocks)
+    return blocks.references.reports() if isinstance(blocks, ReferringBlocks) else []
+
+
+def repoint(
+    repository: Repository, old: str | os.PathLike[str], new: str | os.PathLike[str]
+) -> int:
+    """Look for sources that moved where they are now; return how many blocks that concerns.
+
+    Nothing is read: what is not the same there is refused when it is read.
+
+    Parameters
+    ----------
+    repository : Repository
+    old, new : str or path
+        A file or a folder, or the begin of a URL up to a slash, where it was and where it is.
+
+    Raises
+    ------
+    NotFoundError
+        If nothing at `old` is referred to.
+    """
+    repository._check_writable()
+    before, after = _absolute(os.fspath(old), "."), _absolute(os.fspath(new), ".")
+    count = _references_of(repository).repoint(before, after)
+    if not count:
+        places = ", ".join(report.location for report in list_sources(repository)[:8]) or "nothing"
+        raise NotFoundError(
+            f"nothing at {before} is referred to in {repository.location}; what is: {places}"
+        )
+    return count
+
+
+def _references_of(repository: Repository) -> References:
+    blocks = collectable(repository.blocks)
+    if not isinstance(blocks, ReferringBlocks):
+        raise InvalidArgumentError(
+            f"{repository.location} is no folder, and references are kept beside packs; copy the "
+            "data (copy=True), or link them in a local repository"
+        )
+    return blocks.references
+
+
+def _link(
+    session: Session,
+    source: LinkSource,
+    path: str,
+    copy: bool,
+    replace: bool,
+    progress: Progress | None,
+) -> LinkReport:
+    found = _find(source)
+    if copy and isinstance(found.origin, FolderSource):
+        done = import_zarr(found.location, session, path=path, replace=replace, progress=progress)
+        return LinkReport(found.location, done.path, done.keys, done.size, 0)
+    path = path.strip("/")
+    prefix = path + "/" if path else ""
+    keys = found.held.keys() | found.places.keys()
+    if not any(is_document(key) for key in keys):
+        raise NotFoundError(
+            f"no zarr array or group is in {found.location}: there is no zarr.json, .zgroup or "
+            ".zarray; name what has one"
+        )
+    if found.origin is not None:
+        refuse_itself(found.origin, session.repository.location)
+    for key in keys:
+        check_key(prefix + key)
+    mapping = session.prepare()
+    references = _references_of(session.repository) if not copy else References(os.devnull)
+    run = _Run(mapping, references, prefix, progress, sum(p.size for p in found.places.values()))
+    documents = {key for key in found.places if is_document(key)}
+    held = found.held | {key: run.read(found.places[key]) for key in documents}
+    places = {key: place for key, place in found.places.items() if key not in documents}
+    make_room(mapping, path, keys, replace=replace)
+    for key in sorted(held, key=lambda key: not is_document(key)):
+        mapping.set_value(prefix + key, held[key])
+    if copy:
+        for key, place in places.items():
+            mapping.set_value(prefix + key, run.read(place))
+    else:
+        run.link(found.location if found.origin is not None else "", places)
+    size = sum(map(len, held.values())) + sum(place.size for place in places.values())
+    return LinkReport(found.location, path, len(keys), size, 0 if copy else len(places))
+
+
+class _Run:
+    """Reads sources, hashes what is in them, and binds it."""
+
+    def __init__(
+        self,
+        mapping: CASMapping,
+        references: References,
+        prefix: str,
+        progress: Progress | None,
+        total: int,
+    ) -> None:
+        self._mapping = mapping
+        self._references = references
+        self._prefix = prefix
+        self._progress = progress
+        self._total = total
+        self._done = 0
+        self._function = hash_by_name(mapping.hash)
+
+    def read(self, place: Place) -> bytes:
+        """Return the bytes at a place, all of them."""
+        if place.size > MAX_VALUE_SIZE:
+            raise LimitError(
+                f"{place} are {place.size} bytes; at most {MAX_VALUE_SIZE} can be stored under one "
+                "key: use smaller chunks"
+            )
+        data = self._references.read(place) if place.is_there() else None
+        if data is None or len(data) != place.size:
+            raise StorageError(f"there are no {place}; check the source, and link it again")
+        return data
+
+    def link(self, location: str, places: dict[str, Place]) -> None:
+        """Hash values, bind their keys, and hold references to their blocks."""
+        keys = list(places)
+        found: list[_Hashed] = []
+        for start in range(0, len(keys), _BATCH):
+            some = keys[start : start + _BATCH]
+            found += map_ordered(lambda key: self._hash(key, places[key]), some)
+            if self._progress is not None:
+                self._done += sum(places[key].size for key in some)
+                self._progress(self._done, self._total)
+        rows = (
+            (cid, _below(location, places[key].source), places[key].offset + at, size)
+            for key, one in zip(keys, found, strict=True)
+            for cid, at, size in one.leaves
+        )
+        table = Table.of(location, rows)
+        if len(table):
+            self._references.add(table)  # before a version leads to what it names
+        for one in found:
+            self._mapping.blocks.put_many(one.nodes)
+        if keys:
+            self._mapping.set_cids(
+                [self._prefix + key for key in keys],
+                np.frombuffer(b"".join(one.cid for one in found), np.uint8).reshape(-1, CID_SIZE),
+                np.array([places[key].size for key in keys], np.int64),
+            )
+
+    def _hash(self, key: str, place: Place) -> _Hashed:
+        layout = None
+        if place.size > LEAF_SIZE:
+            layout = self._mapping.layout_now(self._prefix + key)
+        return _hash_value(self._function, self.read(place), layout)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hashed:
+    """A value's CID, its leaves as (CID, offset, size), and the nodes that link them."""
+
+    cid: CidBytes
+    leaves: list[tuple[CidBytes, int, int]]
+    nodes: list[tuple[CidBytes, bytes]]
+
+
+def _hash_value(function: HashFunction, data: bytes, layout: ShardLayout | None) -> _Hashed:
+    """Hash a value as `cas_zarr.tree.values.write_value` does, and store nothing."""
+    if len(data) <= LEAF_SIZE:
+        cid = cid_of(RAW, function, data)
+        return _Hashed(cid, [(cid, 0, len(data))], [])
+    view = memoryview(data)
+    cuts = cut_points(view, layout)
+    leaves = [
+        (cid_of(RAW, function, view[start:stop]), start, stop - start)
+        for start, stop in itertools.pairwise(cuts)
+    ]
+    cid, nodes = build_file([(leaf, size) for leaf, _, size in leaves], function)
+    return _Hashed(cid, leaves, nodes)
+
+
+def _below(location: str, source: str) -> str:
+    return source[len(location) + 1 :] if location else source
+
+
+# -- sources --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The keys of a source: with their bytes, or with the place of them."""
+
+    location: str
+    held: dict[str, bytes]
+    places: dict[str, Place]
+    origin: FolderSource | None = None
+
+
+def _find(source: LinkSource) -> _Found:
+    if isinstance(source, Mapping):
+        return _parse(source, ".", "the references")
+    text = os.fspath(source)
+    path = Path(text)
+    if path.is_dir():
+        location = os.path.abspath(text)
+        folder = FolderSource(Path(location))
+        try:
+            sizes = folder.sizes()
+        except OSError as error:
+            raise StorageError(f"reading {location} failed: {error}") from error
+        places = {key: Place(f"{location}/{key}", 0, size) for key, size in sizes.items()}
+        return _Found(location, {}, places, folder)
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"{text} does not exist; name a folder with a zarr, or a file of references"
+        ) from None
+    except OSError as error:
+        raise StorageError(f"reading {text} failed: {error}") from error
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InvalidArgumentError(
+            f"{text} is neither a folder with a zarr nor a json file of references, as kerchunk "
+            "writes them; import it instead"
+        )
+    return _parse(value, os.path.dirname(os.path.abspath(text)), text)
+
+
+def _parse(value: Mapping[str, Any], folder: str, name: str) -> _Found:
+    """Read references of kerchunk: version 0, a dict of keys, or version 1, with templates."""
+    refs = value.get("refs", value) if "version" in value or "refs" in value else value
+    if not isinstance(refs, Mapping) or value.get("version", 1) not in (0, 1):
+        raise InvalidArgumentError(f"{name}: version {value.get('version')!r} is not known here")
+    if value.get("gen"):
+        raise InvalidArgumentError(
+            f"{name} generate keys (gen), which is not done here; write them out first"
+        )
+    templates = value.get("templates", {}) if refs is not value else {}
+    held: dict[str, bytes] = {}
+    places: dict[str, Place] = {}
+    fill = partial(_fill, templates, name)
+    for key, entry in refs.items():
+        if isinstance(entry, (list, tuple)):
+            places[key] = _place(entry, folder, f"{name}: {key!r}", fill)
+        else:
+            held[key] = _bytes_of(entry, f"{name}: {key!r}")
+    return _Found(name, held, places)
+
+
+def _fill(templates: Mapping[str, Any], name: str, text: str) -> str:
+    try:
+        filled = _TEMPLATE.sub(lambda match: str(templates[match[1]]), text)
+    except KeyError as error:
+        raise InvalidArgumentError(f"{name} have no template {error}") from None
+    if "{{" in filled:
+        raise InvalidArgumentError(
+            f"{name}: the template in {text[:80]!r} is not understood; write it out first"
+        )
+    return filled
+
+
+def _place(
+    entry: list[Any] | tuple[Any, ...], folder: str, what: str, fill: Callable[[str], str]
+) -> Place:
+    """Read ``[url]`` or ``[url, offset, length]``."""
+    url, *numbers = entry or (None,)
+    whole = not numbers
+    if (
+        not isinstance(url, str)
+        or len(numbers) not in (0, 2)
+        or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers)
+    ):
+        raise InvalidArgumentError(f"{what} is {entry!r}, not [url] or [url, offset, length]")
+    source = _absolute(fill(url), folder)
+    return Place(source, 0, _size_of(source)) if whole else Place(source, *numbers)
+
+
+def _size_of(source: str) -> int:
+    if is_url(source):
+        opened = open_source(source)
+        opened.close()
+        return opened.size
+    try:
+        return os.stat(source).st_size
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{source} cannot be read: {error}; check its path") from error
+
+
+def _absolute(source: str, folder: str) -> str:
+    """Return a source as a URL of HTTP or an absolute path."""
+    if is_url(source):
+        return source
+    if source.startswith("file://"):
+        source = source[len("file://") :]
+    if "://" in source:
+        raise InvalidArgumentError(
+            f"{source} cannot be referred to: local files and http(s) can; download it, or give "
+            "its address of http"
+        )
+    return os.path.abspath(os.path.join(folder, source))
+
+
+def _bytes_of(entry: Any, what: str) -> bytes:
+    """Return bytes that stand in the references themselves."""
+    if isinstance(entry, bytes):
+        return entry
+    if isinstance(entry, dict):  # a document that was not made text
+        return json.dumps(entry).encode()
+    if not isinstance(entry, str):
+        raise InvalidArgumentError(f"{what} is {type(entry).__name__}, and no reference")
+    if not entry.startswith("base64:"):
+        return entry.encode()
+    try:
+        return base64.b64decode(entry[len("base64:") :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidArgumentError(f"{what} is no base64: {error}") from None
