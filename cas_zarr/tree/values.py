@@ -6,13 +6,16 @@ sharded (`cas_zarr.codecs.shardindex`). A range of a value is read and verified 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Final
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, count
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from cas_zarr.blocks.base import MAX_BLOCK_SIZE, BlockStore
+from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import DAG_PB, RAW, BytesLike, CidBytes, HashFunction, cid_of, format_cid
 from cas_zarr.codecs.shardindex import ShardLayout, cut_points
 from cas_zarr.codecs.unixfs import LEAF_SIZE, build_file
@@ -21,7 +24,18 @@ from cas_zarr.parallel import map_ordered
 from cas_zarr.tree.directories import is_inline, read_block
 from cas_zarr.tree.shards import TreeReader
 
-__all__ = ["MAX_VALUE_SIZE", "file_blocks", "is_file", "read_value", "write_value"]
+__all__ = [
+    "MAX_VALUE_SIZE",
+    "FilePiece",
+    "file_blocks",
+    "file_pieces",
+    "is_file",
+    "read_value",
+    "write_value",
+]
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 MAX_VALUE_SIZE: Final = 1 << 32
 """Largest value, in bytes."""
@@ -110,10 +124,10 @@ def read_value(
         raise LimitError(f"value {format_cid(cid)} claims {size} bytes; at most {MAX_VALUE_SIZE}")
     if start >= stop:
         return b""
-    pieces = list(_pieces(reader, cid, size, start, stop))
+    pieces = file_pieces(reader, cid, size, start, stop)
     view = memoryview(np.empty(stop - start, np.uint8))
 
-    def read(piece: _Piece) -> None:
+    def read(piece: FilePiece) -> None:
         begin, end = max(piece.offset, start), min(piece.offset + piece.size, stop)
         target = view[begin - start : end - start]
         if piece.data is not None:
@@ -126,12 +140,12 @@ def read_value(
                 raise _wrong_size(piece.cid, piece.size, len(data))
             target[:] = data[begin - piece.offset : end - piece.offset]
 
-    map_ordered(read, pieces)
+    _map_reads(reader, read, pieces)
     return view
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class FilePiece:
     """A leaf of a file, or bytes that stand in a node or in a CID."""
 
     offset: int
@@ -140,36 +154,81 @@ class _Piece:
     data: bytes | None = None
 
 
-def _pieces(
-    reader: TreeReader,
-    cid: CidBytes,
-    size: int,
-    start: int,
-    stop: int,
-    offset: int = 0,
-    depth: int = 0,
-) -> Iterator[_Piece]:
-    """Yield the pieces of a file that a range of bytes touches."""
-    if not is_file(cid):
-        if size > MAX_BLOCK_SIZE:  # or a few bytes could claim gigabytes
-            raise FormatError(
-                f"leaf {format_cid(cid)} claims {size} bytes; a block has at most {MAX_BLOCK_SIZE}"
-            )
-        data = read_block(reader.blocks, cid) if is_inline(cid) else None
-        if data is not None and len(data) != size:
-            raise _wrong_size(cid, size, len(data))
-        yield _Piece(offset, size, cid, data)
-        return
-    node = reader.file_node(cid)
-    if node.size != size or depth > _MAX_FILE_DEPTH:
-        raise _wrong_size(cid, size, node.size)
-    if node.data and offset < stop and start < offset + len(node.data):
-        yield _Piece(offset, len(node.data), cid, node.data)
-    offset += len(node.data)
-    for child, length in zip(node.links, node.sizes, strict=True):
-        if length and offset < stop and start < offset + length:
-            yield from _pieces(reader, child, length, start, stop, offset, depth + 1)
-        offset += length
+def file_pieces(
+    reader: TreeReader, cid: CidBytes, size: int, start: int = 0, stop: int | None = None
+) -> list[FilePiece]:
+    """Return the pieces of a file that a range of bytes touches, in order; no leaf is read.
+
+    The nodes of one level are read together.
+
+    Parameters
+    ----------
+    reader : TreeReader
+    cid : CidBytes
+        The file.
+    size : int
+        How many bytes the tree says that it has.
+    start, stop : int
+        Range of bytes.
+
+    Raises
+    ------
+    CorruptBlockError, BlockNotFoundError
+        If a node is damaged or missing.
+    FormatError
+        If the file is not what the tree says.
+    """
+    stop = size if stop is None else stop
+    pieces = [FilePiece(0, size, cid)]
+    for depth in count():
+        inner = list(dict.fromkeys(each.cid for each in pieces if _is_node(each)))
+        if not inner:
+            return [_checked_leaf(reader, each) for each in pieces]
+        nodes = dict(zip(inner, _map_reads(reader, reader.file_node, inner), strict=True))
+        below: list[FilePiece] = []
+        for piece in pieces:
+            if not _is_node(piece):
+                below.append(piece)
+                continue
+            node = nodes[piece.cid]
+            if node.size != piece.size or depth > _MAX_FILE_DEPTH:
+                raise _wrong_size(piece.cid, piece.size, node.size)
+            offset = piece.offset
+            if node.data and offset < stop and start < offset + len(node.data):
+                below.append(FilePiece(offset, len(node.data), piece.cid, node.data))
+            borders = list(accumulate(node.sizes, initial=offset + len(node.data)))
+            first, last = bisect_right(borders, start) - 1, bisect_left(borders, stop)
+            for row in range(max(0, first), min(last, len(node.links))):
+                if node.sizes[row]:
+                    below.append(FilePiece(borders[row], node.sizes[row], node.links[row]))
+        pieces = below
+    raise AssertionError  # a count has no end
+
+
+def _is_node(piece: FilePiece) -> bool:
+    return piece.data is None and is_file(piece.cid)
+
+
+def _checked_leaf(reader: TreeReader, piece: FilePiece) -> FilePiece:
+    """Return a leaf that may be read, with its bytes if its CID carries them."""
+    if piece.data is not None:
+        return piece
+    if piece.size > MAX_BLOCK_SIZE:  # or a few bytes could claim gigabytes
+        raise FormatError(
+            f"leaf {format_cid(piece.cid)} claims {piece.size} bytes; a block has at most "
+            f"{MAX_BLOCK_SIZE}"
+        )
+    if not is_inline(piece.cid):
+        return piece
+    data = read_block(reader.blocks, piece.cid)
+    if len(data) != piece.size:
+        raise _wrong_size(piece.cid, piece.size, len(data))
+    return replace(piece, data=data)
+
+
+def _map_reads(reader: TreeReader, function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+    """Apply a function that reads to every item: far away as many at once as may wait."""
+    return (map_waiting if reader.blocks.remote else map_ordered)(function, items)
 
 
 def file_blocks(reader: TreeReader, cid: CidBytes, size: int) -> Iterator[CidBytes]:
