@@ -438,11 +438,10 @@ def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
         out["skip_signature"] = True
     client = {**_TIMEOUTS, **(out.get("client_options") or {})}
     client |= {name: out.pop(name) for name in _CLIENT if name in out}
-    if str(out.get("endpoint", "")).startswith("http://"):
+    # An endpoint may come from the environment, of which obstore takes AWS_ALLOW_HTTP only where
+    # it is given no options of a client.
+    if not str(out.get("endpoint", "")).startswith("https://"):
         client.setdefault("allow_http", True)
-    elif "endpoint" not in out and "AWS_ALLOW_HTTP" in os.environ:
-        # Of the environment, obstore takes this only where it is given no options of a client.
-        client.setdefault("allow_http", os.environ["AWS_ALLOW_HTTP"])
     out["client_options"] = client
     if out.get("retry_config") is None:
         from datetime import timedelta
