@@ -118,11 +118,15 @@ class Dataset:
             If one is no fork of this store.
         """
         self._check_writable()
-        sessions = [fork.session for fork in forks]
-        for fork, session in zip(forks, sessions, strict=True):
+        sessions = []
+        for fork in forks:
+            session = fork.session if isinstance(fork, Dataset) else None
             if not isinstance(session, Fork):
-                raise InvalidArgumentError(f"{fork} is no fork; merge what `fork` has returned")
-        self._session.merge(sessions)  # type: ignore[arg-type]
+                raise InvalidArgumentError(
+                    f"{fork!r} is no fork; give what `fork` has returned, one by one"
+                )
+            sessions.append(session)
+        self._session.merge(sessions)
 
     def cid(self, path: str = "", box: tuple[slice | tuple[int, int], ...] | None = None) -> CID:
         """Return the CID of a node, or of a box of an array's chunks.

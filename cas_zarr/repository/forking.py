@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from cas_zarr.cid import CidBytes
 from cas_zarr.closing import Closing
-from cas_zarr.errors import CasZarrError, InvalidArgumentError
+from cas_zarr.errors import (
+    BlockNotFoundError,
+    CasZarrError,
+    InvalidArgumentError,
+    StorageError,
+)
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.faraway import Sources
 from cas_zarr.repository.guard import Guard
@@ -41,24 +46,34 @@ class Fork(Closing):
         The root that it began with.
     branch : str
         The branch of the session that made it.
+    maker : bytes
+        Names the session that made it.
     """
 
     def __init__(
-        self, repository: Repository, base: CidBytes, branch: str, *, strict: bool = False
+        self,
+        repository: Repository,
+        base: CidBytes,
+        branch: str,
+        maker: bytes,
+        *,
+        strict: bool = False,
     ) -> None:
-        self._set_up(repository, base, branch, strict, [])
+        self._set_up(repository, base, branch, maker, strict, [])
 
     def _set_up(
         self,
         repository: Repository | None,
         base: CidBytes,
         branch: str,
+        maker: bytes,
         strict: bool,
         deltas: list[Delta],
     ) -> None:
         self.tree = self  # what adapters need of a session
         self.base = base
         self.branch = branch
+        self.maker = maker
         self._strict = strict
         self._repository = repository
         self._deltas = deltas
@@ -92,9 +107,15 @@ class Fork(Closing):
         repository = self.repository
         # Kept: what is condemned while it lives counts as absent, and is written anew.
         self._guard = Guard(repository.blocks, repository.refs, writer="this fork")
-        mapping = CASMapping(
-            repository.blocks, self.base, hash=repository.hash, strict=self._strict
-        )
+        try:
+            mapping = CASMapping(
+                repository.blocks, self.base, hash=repository.hash, strict=self._strict
+            )
+        except BlockNotFoundError as error:
+            raise StorageError(
+                f"{self!r} cannot begin: it is older than the grace time of a collection of "
+                f"garbage, which has deleted the root of it ({error}); make it anew"
+            ) from error
         if self._deltas:
             mapping.unite_deltas({self.base: self._deltas})
         return mapping
@@ -119,8 +140,8 @@ class Fork(Closing):
         with self._lock:
             if self._mapping is None:
                 return self._deltas
-            self._mapping.blocks.flush()
-            delta = self._mapping.delta()
+            delta = self._mapping.delta(self.base)
+            self._mapping.blocks.flush()  # behind it: other threads may write, and values be cut
             return [delta] if delta else []
 
     def fresh(self) -> Fork:
@@ -130,7 +151,7 @@ class Fork(Closing):
     def bringing(self, deltas: list[Delta]) -> Fork:
         """Return another fork that has written this, wherever it was."""
         fork = Fork.__new__(Fork)
-        fork._set_up(self._repository, self.base, self.branch, self._strict, deltas)
+        fork._set_up(self._repository, self.base, self.branch, self.maker, self._strict, deltas)
         fork._opened = self._opened
         return fork
 
@@ -176,14 +197,13 @@ class Fork(Closing):
             repository = self._repository
             opened = repository.location, repository.author, repository.sources
         process = os.getpid() if opened[0].startswith(MEMORY) else None
-        return _unpickle, (opened, self.base, self.branch, self._strict, self.deltas(), process)
+        made = self.base, self.branch, self.maker, self._strict
+        return _unpickle, (opened, made, self.deltas(), process)
 
 
 def _unpickle(
     opened: tuple[str, str, Sources],
-    base: CidBytes,
-    branch: str,
-    strict: bool,
+    made: tuple[CidBytes, str, bytes, bool],
     deltas: list[Delta],
     process: int | None,
 ) -> Fork:
@@ -193,7 +213,7 @@ def _unpickle(
             "use a folder or object storage"
         )
     fork = Fork.__new__(Fork)
-    fork._set_up(None, base, branch, strict, deltas)
+    fork._set_up(None, *made, deltas)
     fork._opened = opened
     return fork
 

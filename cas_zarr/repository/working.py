@@ -156,21 +156,21 @@ class WorkingTree:
         """Make all changes durable, shown to nobody, and return a fork of them."""
         with self.lock:
             base = self.prepare().flush()
-            self._forked.add(base)
-            return Fork(self.repository, base, self.branch, strict=self.strict)
+            return Fork(self.repository, base, self.branch, self._name, strict=self.strict)
 
     def merge(self, forks: Iterable[Fork]) -> None:
         """Take over what forks have written; see `Session.merge`."""
         with self.lock:
             deltas: dict[CidBytes, list[Delta]] = {}
+            mapping = self.prepare()
             for fork in forks:
-                if not isinstance(fork, Fork) or fork.base not in self._forked:
+                if not isinstance(fork, Fork) or fork.maker != self._name:
                     raise InvalidArgumentError(
                         f"{fork!r} is no fork of this session on branch {self.branch!r} of "
                         f"{self.repository.location}; merge it into the one that made it"
                     )
                 deltas.setdefault(fork.base, []).extend(fork.deltas())
-            self.prepare().unite_deltas(deltas)
+            mapping.unite_deltas(deltas)
 
     def leave(self) -> None:
         """Flush what is left, once: a conflict that the user has seen is not told again."""
@@ -199,6 +199,7 @@ class WorkingTree:
         """Let go of what belongs to the parent: its lock, and its unflushed changes."""
         self.lock = threading.RLock()
         self.target = None
+        self._name = os.urandom(16)
 
     # ---------------------------------------------------------------------------------------
 
@@ -206,7 +207,8 @@ class WorkingTree:
         """Take the branch as it is now."""
         repository = self.repository
         self._told: CidBytes | None = None
-        self._forked: set[CidBytes] = set()  # roots that forks began with
+        # The guard of this state knows what happened since its forks were made, and no other's.
+        self._name = os.urandom(16)
         self.base = repository.record(self.branch)
         self.base_root: CidBytes | None = None
         if repository.exists:

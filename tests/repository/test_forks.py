@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
 import signal
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ from cas_zarr.errors import (
     CasZarrError,
     ConflictError,
     InvalidArgumentError,
+    StorageError,
     WriteOnceError,
 )
 from cas_zarr.mapping import CASMapping
+from cas_zarr.repository.gc import collect
 from cas_zarr.repository.session import Session
 
 ARRAY = b'{"zarr_format":3,"node_type":"array"}'
@@ -190,6 +194,42 @@ def test_forks_are_merged_where_they_were_made() -> None:
         CASStore(CASMapping(session.repository.blocks)).fork()
 
 
+def test_a_fork_of_equal_data_elsewhere_is_another_ones() -> None:
+    here, there = session_of({"a/zarr.json": ARRAY}), session_of({"a/zarr.json": ARRAY})
+    mine, fork = here.fork(), there.fork()
+    fork.mapping["a/c/0"] = b"whose block is not here"
+    assert mine.base == fork.base
+    with pytest.raises(InvalidArgumentError, match="is no fork of this session"):
+        here.merge([travelled(fork)])
+
+
+def test_what_a_fork_flushes_comes_back_with_it() -> None:
+    session = session_of({"a/zarr.json": ARRAY})
+    fork = session.fork()
+    fork.mapping["a/c/0"] = b"before"
+    fork.mapping.flush()
+    fork.mapping["a/c/1"] = b"after"
+    session.merge([travelled(fork)])
+    assert dict(session.mapping) == {"a/zarr.json": ARRAY, "a/c/0": b"before", "a/c/1": b"after"}
+
+
+def test_wide_and_narrow_codes_are_united() -> None:
+    far, farther = (f"a/c/4294967295/{row}/4294967295" for row in (0, 9))
+    session = session_of({"a/zarr.json": ARRAY, "a/c/0/0/0": b"0", far: b"1"})
+    forks = [travelled(session.fork()) for _ in range(3)]
+    forks[0].mapping[farther] = b"2"
+    del forks[1].mapping["a/c/0/0/0"]
+    del forks[2].mapping[far]
+    forks[2].mapping["a/c/0/0/1"] = b"3"
+    session.merge(map(travelled, forks))
+    assert dict(session.mapping) == {"a/zarr.json": ARRAY, farther: b"2", "a/c/0/0/1": b"3"}
+    forks = [travelled(session.fork()) for _ in range(2)]
+    forks[0].mapping[farther] = b"4"
+    del forks[1].mapping[farther]
+    with pytest.raises(ConflictError, match="was deleted by another"):
+        session.merge(forks)
+
+
 def test_a_strict_fork_binds_nothing_anew() -> None:
     repo = Repository.memory()
     session = repo.session(strict=True)
@@ -276,6 +316,119 @@ def test_a_worker_that_is_killed_costs_nothing(tmp_path: Path) -> None:
     store.commit("after all")
     np.testing.assert_array_equal(zarr.open_array(store, path="data")[:], EXPECTED)
     assert Repository.open(tmp_path / "x.cas").verify(data=True).ok
+
+
+SHARDED: dict[str, Any] = {"shape": 4 << 20, "shards": 4 << 20, "dtype": "u1", "compressors": None}
+
+
+def cut_anew_and_die(fork: CASStore, file: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 255, 4 << 20, "u1")
+    zarr.open_array(fork, path="data")[:] = values
+    assert fork.mapping.view.node("data")
+    document = json.loads(fork.mapping["data/zarr.json"])
+    document["codecs"][0]["configuration"]["chunk_shape"] = [1 << 19]
+    fork.mapping["data/zarr.json"] = json.dumps(document).encode()
+    file.write_bytes(pickle.dumps(fork))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_leaves_a_worker_is_durable_and_so_is_what_was_cut_anew(tmp_path: Path) -> None:
+    store, file = CASStore(tmp_path / "x.cas"), tmp_path / "fork"
+    zarr.create_array(store, name="data", chunks=1 << 18, **SHARDED)
+    process = multiprocessing.get_context("spawn").Process(
+        target=cut_anew_and_die, args=(store.fork(), file)
+    )
+    process.start()
+    process.join()
+    store.merge(pickle.loads(file.read_bytes()))
+    store.commit("from one who is dead")
+    assert Repository.open(tmp_path / "x.cas").verify(data=True).ok
+
+
+@pytest.mark.parametrize("others", [False, True])
+@pytest.mark.parametrize("swept", [False, True])
+def test_a_collection_beside_forks(tmp_path: Path, swept: bool, others: bool) -> None:
+    store = made(tmp_path / "x.cas")
+    store.commit("nothing yet")
+    zarr.create_array(store, name="unseen", shape=3, dtype="i4")
+    unused, fork = (pickle.dumps(store.fork()) for _ in range(2))
+    fork = pickle.dumps(write_rows(pickle.loads(fork), 0))
+    if others:
+        store.mapping["note"] = b"meanwhile"
+    now = 2 * 10**15
+    repo = Repository.open(tmp_path / "x.cas", read_only=False)
+
+    def collected() -> None:
+        none, day = timedelta(0), timedelta(days=1)
+        collect(repo, log_age=none, max_unused=0, grace=day, clock=lambda: now)
+
+    collected()
+    if swept:
+        now += 2 * 86400 * 10**6
+        collected()
+        with pytest.raises(StorageError, match=r"cannot begin: it is older than the grace time"):
+            zarr.open_array(pickle.loads(unused), path="data")
+    store.merge(pickle.loads(fork))
+    if swept:
+        with pytest.raises(StorageError, match="older than the grace time of a collection"):
+            store.commit("too late")
+        store.session.discard()
+        zarr.open_array(store, path="data")[:8] = EXPECTED[:8]
+    store.commit("rows")
+    for _ in range(2):
+        now += 2 * 86400 * 10**6
+        collected()
+    read = CASStore(tmp_path / "x.cas", version="main")
+    np.testing.assert_array_equal(zarr.open_array(read, path="data", mode="r")[:8], EXPECTED[:8])
+    assert Repository.open(tmp_path / "x.cas").verify(data=True).ok
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_long_values_and_arrays_without_dimensions(tmp_path: Path, zarr_format: Any) -> None:
+    store, alone = CASStore(tmp_path / "x.cas"), CASStore(tmp_path / "alone.cas")
+    shape = 4, 2 << 20
+    for each in (store, alone):
+        options: dict[str, Any] = {"zarr_format": zarr_format, "compressors": None}
+        zarr.create_array(
+            each, name="2020", shape=shape, chunks=(1, 2 << 20), dtype="u1", **options
+        )
+        zarr.create_array(each, name="one", shape=(), dtype="i4", **options)
+    data = np.random.default_rng(0).integers(0, 255, shape, "u1")
+    forks = [travelled(store.fork()) for _ in range(4)]
+    for row, fork in enumerate(forks):
+        zarr.open_array(fork, path="2020")[row] = data[row]
+    zarr.open_array(forks[0], path="one")[...] = 7
+    zarr.open_array(alone, path="2020")[:] = data
+    zarr.open_array(alone, path="one")[...] = 7
+    store.merge(*map(travelled, forks))
+    assert store.flush() == alone.flush()
+
+
+def test_a_fork_can_resize_delete_and_begin_anew(tmp_path: Path) -> None:
+    store = CASStore(tmp_path / "x.cas")
+    for name in "abc":
+        zarr.create_array(store, name=name, shape=4, chunks=2, dtype="i4")[:] = 7
+    forks = [travelled(store.fork()) for _ in range(3)]
+    options: dict[str, Any] = {"shape": 6, "chunks": 3, "dtype": "f8", "overwrite": True}
+    zarr.create_array(forks[0], name="a", **options)[:] = 2
+    zarr.open_array(forks[1], path="b").resize(2)
+    zarr.open_array(forks[2], path="c")[:2] = 0  # the fill value is not stored
+    store.merge(*map(travelled, forks))
+    assert zarr.open_array(store, path="a")[:].tolist() == [2.0] * 6
+    assert zarr.open_array(store, path="b")[:].tolist() == [7, 7]
+    assert {key for key in store.mapping if key.startswith(("b/c", "c/c"))} == {"b/c/0", "c/c/1"}
+    fork = travelled(store.fork())
+    zarr.open_group(fork, mode="w").create_array("z", shape=1, dtype="i4")
+    store.merge(travelled(fork))
+    assert set(store.mapping) == {"zarr.json", "z/zarr.json"}
+
+
+def test_what_is_no_fork_is_refused(tmp_path: Path) -> None:
+    store = made(tmp_path / "x.cas")
+    wrong: Any
+    for wrong in ([store.fork()], None, store):
+        with pytest.raises(InvalidArgumentError, match="is no fork"):
+            store.merge(wrong)
 
 
 def test_two_workers_that_share_a_chunk_are_told(tmp_path: Path) -> None:
