@@ -45,6 +45,36 @@ class TestOnVersityGw(_InABucket):
         self.server = versitygw
 
 
+def test_a_store_takes_what_it_was_opened_with_to_other_processes(
+    s3: S3Server, prefix: str
+) -> None:
+    url, options = f"s3://{BUCKET}/{prefix}", s3.options()
+    data = np.arange(10_000).reshape(100, 100)
+    store = CASStore(url, storage_options=options)
+    assert pickle.loads(pickle.dumps(store)) == store  # also before it is made
+    zarr.create_array(store, name="t", shape=(100, 100), chunks=(7, 9), dtype="i4")[:] = data
+    store.commit("all")
+    reader = CASStore(url, storage_options=options, read_only=True)
+    for one in (
+        store,
+        store.with_read_only(True),
+        reader,
+        CASStore(url, storage_options=options, version="main"),
+        CASStore(s3.store(prefix=prefix), read_only=True),
+    ):
+        again = pickle.loads(pickle.dumps(one))
+        assert again == one
+        assert np.array_equal(zarr.open_array(again, path="t", mode="r")[:], data)
+    writer = reader.with_read_only(False)
+    zarr.open_array(writer, path="t")[0, 0] = 77
+    fork = pickle.loads(pickle.dumps(writer.fork()))
+    zarr.open_array(fork, path="t")[99, 99] = 78
+    writer.merge(pickle.loads(pickle.dumps(fork)))
+    writer.commit("of both")
+    array = zarr.open_array(CASStore(url, storage_options=options, read_only=True), path="t")
+    assert (array[0, 0], array[99, 99], array[50, 50]) == (77, 78, 5050)
+
+
 def test_a_store_is_its_address_and_can_be_pickled(
     s3: S3Server, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
