@@ -12,20 +12,28 @@ Source: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 from typing import Any, Literal
 
 import google_crc32c
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
 from cas_zarr.cid import BytesLike
 from cas_zarr.codecs.dagjson import MAX_DEPTH, fits_depth
 from cas_zarr.codecs.unixfs import LEAF_SIZE
 
-__all__ = ["MIN_MEAN_PIECE", "ShardLayout", "cut_points", "parse_layout"]
+__all__ = [
+    "MIN_MEAN_PIECE",
+    "ShardLayout",
+    "cut_points",
+    "index_start",
+    "missing_chunks",
+    "parse_index",
+    "parse_layout",
+]
 
 MIN_MEAN_PIECE = 8 * 1024
 """Mean size of the pieces of a shard, in bytes, below which it is cut as any other value."""
@@ -54,6 +62,9 @@ class ShardLayout:
         Whether the index ends with a CRC-32C of what comes before, little-endian.
     byte_order : {"<", ">"}
         Of the unsigned integers of 64 bits in the index, as NumPy writes it.
+    shape, inner_shape : tuple of int
+        Elements of a shard and of an inner chunk along each axis. Nothing is cut by them, so
+        layouts that differ in them alone are equal.
     """
 
     chunks: int
@@ -61,6 +72,8 @@ class ShardLayout:
     location: Literal["start", "end"]
     crc32c: bool
     byte_order: Literal["<", ">"]
+    shape: tuple[int, ...] = field(default=(), compare=False)
+    inner_shape: tuple[int, ...] = field(default=(), compare=False)
 
 
 def parse_layout(zarr_json: BytesLike) -> ShardLayout | None:
@@ -87,8 +100,8 @@ def parse_layout(zarr_json: BytesLike) -> ShardLayout | None:
     if _name(codecs[-1]) != "sharding_indexed":
         return None
     sharding = _configuration(codecs[-1])
-    shard = _elements(_configuration(grid).get("chunk_shape"))
-    inner = _elements(sharding.get("chunk_shape"))
+    shapes = _configuration(grid).get("chunk_shape"), sharding.get("chunk_shape")
+    shard, inner = map(_elements, shapes)
     location = sharding.get("index_location", "end")
     index = _parse_index_codecs(sharding.get("index_codecs"))
     if shard is None or inner is None or index is None or location not in ("start", "end"):
@@ -98,7 +111,7 @@ def parse_layout(zarr_json: BytesLike) -> ShardLayout | None:
         return None
     byte_order, crc32c = index
     size = chunks * _ENTRY_SIZE + (_CRC_SIZE if crc32c else 0)
-    return ShardLayout(chunks, size, location, crc32c, byte_order)
+    return ShardLayout(chunks, size, location, crc32c, byte_order, *map(tuple, shapes))
 
 
 def cut_points(value: BytesLike, layout: ShardLayout | None) -> list[int]:
@@ -135,24 +148,53 @@ def cut_points(value: BytesLike, layout: ShardLayout | None) -> list[int]:
     return cuts
 
 
+def index_start(length: int, layout: ShardLayout) -> int:
+    """Return where the index of a shard of so many bytes begins."""
+    return 0 if layout.location == "start" else length - layout.index_size
+
+
+def parse_index(index: BytesLike, layout: ShardLayout) -> NDArray[np.uint64] | None:
+    """Return the offsets and sizes of inner chunks that an index has, None if its checksum fails.
+
+    Parameters
+    ----------
+    index : bytes-like
+        The bytes of the index, its checksum included.
+    layout : ShardLayout
+
+    Returns
+    -------
+    array of uint64, shape (chunks, 2), or None
+        In C order of the inner chunks; see `missing_chunks`. Nothing says that they are true.
+    """
+    if layout.crc32c:
+        index, checksum = index[:-_CRC_SIZE], index[-_CRC_SIZE:]
+        if google_crc32c.value(bytes(index)) != int.from_bytes(checksum, "little"):
+            return None
+    return np.frombuffer(index, dtype=f"{layout.byte_order}u8").reshape(-1, 2)
+
+
+def missing_chunks(entries: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Tell which entries of an index stand for inner chunks that are not there."""
+    missing: NDArray[np.bool_] = (entries == _MISSING).all(axis=1)
+    return missing
+
+
 def _chunk_borders(view: memoryview, layout: ShardLayout) -> list[int] | None:
     """Return the offsets and ends of the inner chunks and of the index, or None if it is bad."""
     length, size = len(view), layout.index_size
     if size > length:
         return None
-    at = 0 if layout.location == "start" else length - size
+    at = index_start(length, layout)
     low, high = (size, length) if at == 0 else (0, at)  # where chunks may lie
-    index = view[at : at + size]
-    if layout.crc32c:
-        index, checksum = index[:-_CRC_SIZE], index[-_CRC_SIZE:]
-        if google_crc32c.value(bytes(index)) != int.from_bytes(checksum, "little"):
-            return None
-    entries = np.frombuffer(index, dtype=f"{layout.byte_order}u8").reshape(-1, 2)
-    present = entries[~(entries == _MISSING).all(axis=1)]
+    entries = parse_index(view[at : at + size], layout)
+    if entries is None:
+        return None
+    present = entries[~missing_chunks(entries)]
     # Compared before they are added: the sum of two could wrap.
     if (present > length).any():
         return None
-    chunks: npt.NDArray[np.int64] = present.astype(np.int64)
+    chunks: NDArray[np.int64] = present.astype(np.int64)
     chunks[:, 1] += chunks[:, 0]
     if (chunks[:, 0] < low).any() or (chunks[:, 1] > high).any():
         return None

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cas_zarr.cid import CidBytes, CidLike
 from cas_zarr.errors import InvalidArgumentError, NotFoundError
 from cas_zarr.repository.describe import NodeInfo, describe_node
+from cas_zarr.repository.innerchunks import differing_inner_chunks, inner_grid
 from cas_zarr.repository.versions import root_of, split_place
 from cas_zarr.tree.boxes import merge_boxes
 from cas_zarr.tree.diff import ChunkChanges, NodeChange, Status, diff
@@ -166,15 +167,27 @@ class Change:
             return np.zeros((0, len(self.shape or ())), np.int64)
         return np.concatenate(found)
 
-    @property
+    @cached_property
     def boxes(self) -> tuple[Box, ...]:
-        """The chunks that differ as boxes of the array's index: disjoint, covering just them.
+        """What differs, as boxes of the array's index: disjoint, covering just those chunks.
 
-        Empty where the metadata does not say which part of the index a chunk has.
+        Of long shards the inner chunks that differ; their indexes are read for that, unless more
+        than 1024 shards changed. Empty where the metadata does not say which part of the index a
+        chunk has.
         """
-        if self.shape is None or self.chunk_shape is None or not len(self.coordinates):
+        shape, chunk_shape = self.shape, self.chunk_shape
+        if shape is None or chunk_shape is None or not len(self.coordinates):
             return ()
-        return index_boxes(self.coordinates, self.shape, self.chunk_shape)
+        layouts = self.before.layout(self.path), self.after.layout(self.other)
+        grid = inner_grid(*layouts, chunk_shape) if self.status == "changed" else None
+        if grid is None:
+            return index_boxes(self.coordinates, shape, chunk_shape)
+        readers = self.before.reader, self.after.reader
+        found = [differing_inner_chunks(*readers, part, grid) for part in self._fitting()]
+        shards, chunks = (np.concatenate(each) for each in zip(*found, strict=True))
+        whole = index_boxes(shards, shape, chunk_shape) if len(shards) else ()
+        parts = index_boxes(chunks, shape, grid.after.inner_shape) if len(chunks) else ()
+        return tuple(sorted(whole + parts, key=lambda box: [side.start for side in box]))
 
     def _fitting(self) -> list[ChunkChanges]:
         """Return the chunks on the grid that the metadata describes; others are left-overs."""

@@ -30,6 +30,7 @@ __all__ = [
     "file_blocks",
     "file_pieces",
     "is_file",
+    "map_reads",
     "read_value",
     "write_value",
 ]
@@ -41,6 +42,7 @@ MAX_VALUE_SIZE: Final = 1 << 32
 """Largest value, in bytes."""
 
 _MAX_FILE_DEPTH: Final = 16
+_MOST_PIECES: Final = 1 << 22  # a few blocks can claim billions
 _ALONE: Final = 1 << 15  # values from here on are read straight to where they are used
 
 
@@ -140,7 +142,7 @@ def read_value(
                 raise _wrong_size(piece.cid, piece.size, len(data))
             target[:] = data[begin - piece.offset : end - piece.offset]
 
-    _map_reads(reader, read, pieces)
+    map_reads(reader, read, pieces)
     return view
 
 
@@ -175,8 +177,8 @@ def file_pieces(
     ------
     CorruptBlockError, BlockNotFoundError
         If a node is damaged or missing.
-    FormatError
-        If the file is not what the tree says.
+    FormatError, LimitError
+        If the file is not what the tree says, or has too many pieces to list.
     """
     stop = size if stop is None else stop
     pieces = [FilePiece(0, size, cid)]
@@ -184,7 +186,7 @@ def file_pieces(
         inner = list(dict.fromkeys(each.cid for each in pieces if _is_node(each)))
         if not inner:
             return [_checked_leaf(reader, each) for each in pieces]
-        nodes = dict(zip(inner, _map_reads(reader, reader.file_node, inner), strict=True))
+        nodes = dict(zip(inner, map_reads(reader, reader.file_node, inner), strict=True))
         below: list[FilePiece] = []
         for piece in pieces:
             if not _is_node(piece):
@@ -201,6 +203,11 @@ def file_pieces(
             for row in range(max(0, first), min(last, len(node.links))):
                 if node.sizes[row]:
                     below.append(FilePiece(borders[row], node.sizes[row], node.links[row]))
+            if len(below) > _MOST_PIECES:
+                raise LimitError(
+                    f"value {format_cid(cid)} has more than {_MOST_PIECES} pieces in a range; "
+                    "read less of it at a time"
+                )
         pieces = below
     raise AssertionError  # a count has no end
 
@@ -226,7 +233,7 @@ def _checked_leaf(reader: TreeReader, piece: FilePiece) -> FilePiece:
     return replace(piece, data=data)
 
 
-def _map_reads(reader: TreeReader, function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+def map_reads(reader: TreeReader, function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
     """Apply a function that reads to every item: far away as many at once as may wait."""
     return (map_waiting if reader.blocks.remote else map_ordered)(function, items)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
@@ -171,3 +172,121 @@ def test_writing_one_inner_chunk_stores_it_and_the_index(
         assert chunk < 128 * KIB
     assert len(new) == len(raw) + 2  # the root and the file's node
     assert sum(new.values()) < 132 * KIB
+
+
+# -- comparing ----------------------------------------------------------------------------------
+
+
+def edit(repo: Repository, change: Any) -> list[Any]:
+    """Change the array and commit; return what differs."""
+    with CASStore(repo) as store:
+        change(zarr.open_array(store, path="a", mode="r+"))
+        store.commit("edited")
+    return list(repo.diff("main~1", "main"))
+
+
+def test_a_difference_names_the_inner_chunks() -> None:
+    repo = filled(128 * KIB, 16, shards=3)
+
+    def change(array: Any) -> None:
+        array[5:8] = 1
+        array[12, 3] = 0
+        array[16:32] = 2
+        array[47] = 0  # as the fill value, it is no longer there
+
+    (found,) = edit(repo, change)
+    width = slice(0, 128 * KIB)
+    rows = [(5, 8), (12, 13), (16, 32), (47, 48)]
+    assert found.boxes == tuple((slice(*each), width) for each in rows)
+    assert found.as_json()["chunks"]["boxes"][0] == [[5, 8], [0, 128 * KIB]]
+    assert found.modified == 3
+
+
+def test_in_two_dimensions_inner_chunks_lie_where_zarr_puts_them() -> None:
+    repo = Repository.memory()
+    with CASStore(repo) as store:
+        array = zarr.create_array(
+            store,
+            name="a",
+            shape=(2900, 3900),  # the last shards reach out of it
+            shards=(1024, 2048),
+            chunks=(256, 512),
+            dtype="u1",
+            compressors=None,
+        )
+        array[:] = noise(0, (2900, 3900))
+        store.commit("filled")
+
+    def change(array: Any) -> None:
+        array[600, 1000] = 255
+        array[2850:, 3700:] = 255
+
+    (found,) = edit(repo, change)
+    assert found.boxes == (
+        (slice(512, 768), slice(512, 1024)),
+        (slice(2816, 2900), slice(3584, 3900)),
+    )
+
+
+def test_comparing_reads_the_indexes_and_no_inner_chunk() -> None:
+    repo = filled(128 * KIB, 16, shards=3)
+    edit(repo, lambda array: array.__setitem__(5, 1))
+    with counting_gateway(repo.blocks) as gateway:
+        root = format_cid(repo.resolve("main").root or b"")
+        there = Repository.open(f"ipfs://{root}", gateways=gateway.url, cache=False)
+        (found,) = repo.diff("main~1", root, other=there)
+        gateway.taken()
+        assert found.boxes == ((slice(5, 6), slice(0, 128 * KIB)),)
+        node, index = fetched(repo.blocks, gateway)
+        assert (node < 2 * KIB, index) == (True, 16 * 16 + 4)
+        there.close()
+
+
+def test_shards_that_are_not_cut_or_not_there_differ_as_a_whole() -> None:
+    small = filled(64 * KIB, 8, shards=2)  # values of one block
+    (found,) = edit(small, lambda array: array.__setitem__(5, 1))
+    assert found.boxes == ((slice(0, 8), slice(0, 64 * KIB)),)
+    tiny = filled(1 * KIB, 4096, shards=2)  # in pieces of less than 8 KiB
+    (found,) = edit(tiny, lambda array: array.__setitem__(5, 1))
+    assert found.boxes == ((slice(0, 4096), slice(0, 1 * KIB)),)
+    partial = filled(128 * KIB, 16, shards=2)
+    (found,) = edit(partial, lambda array: array.__setitem__(5, 1))
+    index = next(cid for cid in partial.blocks.list() if partial.blocks.size(cid) == 16 * 16 + 4)
+    partial.blocks.delete(index)
+    assert found.boxes == ((slice(0, 16), slice(0, 128 * KIB)),)
+
+
+def test_a_shard_whose_inner_chunks_changed_places_differs_nowhere() -> None:
+    repo = filled(128 * KIB, 16, shards=1)
+    with CASStore(repo) as store:
+        value = bytes(store.mapping["a/c/0/0"])
+        body = np.frombuffer(value, "u1", 16 * 128 * KIB).reshape(16, -1)[::-1]
+        entries = np.frombuffer(value[-(16 * 16 + 4) : -4], "<u8").reshape(-1, 2).copy()
+        entries[:, 0] = 15 * 128 * KIB - entries[:, 0]
+        index = entries.tobytes()
+        check = google_crc32c.value(index).to_bytes(4, "little")
+        before = np.array(zarr.open_array(store, path="a", mode="r"))
+        store.mapping["a/c/0/0"] = body.tobytes() + index + check
+        assert (np.array(zarr.open_array(store, path="a", mode="r")) == before).all()
+        store.commit("another order")
+    (found,) = repo.diff("main~1", "main")
+    assert found.modified == 1
+    assert found.boxes == ()
+
+
+@pytest.mark.parametrize("compressors", [None, "auto"])
+def test_the_boxes_are_what_differs(compressors: Any) -> None:
+    repo = filled(32 * KIB, 64, shards=2, compressors=compressors)
+    random = np.random.default_rng(3)
+    rows = random.choice(128, 20, replace=False)
+
+    def change(array: Any) -> None:
+        for row in rows.tolist():
+            array[row, row] = 0 if row % 2 else 255
+
+    (found,) = edit(repo, change)
+    cells = np.zeros((128, 32 * KIB), int)
+    for box in found.boxes:
+        cells[box] += 1
+    assert sorted(np.flatnonzero(cells.all(axis=1))) == sorted(rows)
+    assert cells.sum() == 20 * 32 * KIB
