@@ -18,7 +18,7 @@ from cas_zarr.tree.chunktree import ChunkTree, TreeRef
 from cas_zarr.tree.keys import parse_form
 from cas_zarr.tree.node import Node, Root, Value
 from cas_zarr.tree.shards import TreeReader, iter_entries, shard_cids
-from cas_zarr.tree.values import is_file
+from cas_zarr.tree.values import is_file, map_reads
 
 __all__ = ["DatasetStats", "NodeStats", "dataset_stats"]
 
@@ -38,6 +38,8 @@ class NodeStats:
         Bytes of their distinct blocks: what this node alone would take.
     shared : int
         Bytes of those blocks that other nodes have too.
+    blocks : int
+        How many distinct blocks there are: of long shards, one for each inner chunk.
     """
 
     path: str
@@ -45,6 +47,7 @@ class NodeStats:
     logical: int
     stored: int
     shared: int
+    blocks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,8 @@ class DatasetStats:
     tree : int
         Bytes of what links the values: the root document, and the shards, pages and file nodes
         below the path.
+    blocks : int
+        How many distinct blocks all values have.
     """
 
     nodes: tuple[NodeStats, ...]
@@ -69,6 +74,7 @@ class DatasetStats:
     logical: int
     stored: int
     tree: int
+    blocks: int
 
     @property
     def saved(self) -> int:
@@ -103,7 +109,7 @@ def dataset_stats(blocks: BlockStore, root: CidLike | None, path: str = "") -> D
         If there is no node at `path`.
     """
     if root is None:
-        return DatasetStats((), 0, 0, 0, 0)
+        return DatasetStats((), 0, 0, 0, 0, 0)
     cid = as_cid_bytes(root)
     document = blocks.get(cid)
     walker = _Walker(blocks, len(document))
@@ -127,13 +133,15 @@ def dataset_stats(blocks: BlockStore, root: CidLike | None, path: str = "") -> D
         mine = inverse[offset : offset + len(found.sizes)]
         offset += len(found.sizes)
         shared = int(found.sizes[holders[mine] > 1].sum())
-        nodes.append(NodeStats(at, values, logical, int(found.sizes.sum()), shared))
+        stored, count = int(found.sizes.sum()), len(found.sizes)
+        nodes.append(NodeStats(at, values, logical, stored, shared, count))
     return DatasetStats(
         tuple(nodes),
         sum(node.values for node in nodes),
         sum(node.logical for node in nodes),
         int(sizes[first].sum()),
         walker.tree_bytes,
+        len(first),
     )
 
 
@@ -153,55 +161,58 @@ class _Walker:
         links += [v for _, v in iter_entries(self.reader, node) if isinstance(v, Value)]
         values = len(links) + sum(tree.chunks for tree in node.trees.values())
         logical = sum(v.size for v in links) + sum(tree.size for tree in node.trees.values())
-        parts = [self._value(value.cid, value.size) for value in links]
+        parts = list(self._values([(value.cid, value.size) for value in links]))
         for form, tree in node.trees.items():
             parts += self._tree(tree, parse_form(form)[1])
         return values, logical, _distinct(parts)
 
     def _tree(self, tree: TreeRef, ndim: int) -> Iterator[_Blocks]:
-        chunks = ChunkTree(self.reader, tree, ndim)
+        pending = [ChunkTree(self.reader, tree, ndim).top]
         if tree.embedded is None:
             self._count(tree.cid)
         seen: set[CidBytes] = set()
-        pending = [chunks.top]
         while pending:
             page = pending.pop()
             if page.level:
-                for row in range(len(page)):
-                    cid = page.cid(row)
-                    if cid not in seen:
-                        seen.add(cid)
-                        self._count(cid)
-                        pending.append(self.reader.page(cid, page.level - 1))
+                below = dict.fromkeys(page.cid(row) for row in range(len(page)))
+                fresh = [cid for cid in below if cid not in seen]
+                seen.update(fresh)
+                pending += self.reader.pages(fresh, page.level - 1)
+                for cid in fresh:  # only now: far away, a size that is not here is a request
+                    self._count(cid)
                 continue
             sizes = page.sizes.astype(np.int64)
             files = page.cids[:, 1] == DAG_PB
             yield _Blocks(page.cids[~files, -DIGEST_SIZE:], sizes[~files])
-            for row in np.flatnonzero(files).tolist():
-                yield self._value(page.cid(row), int(sizes[row]))
+            rows = np.flatnonzero(files).tolist()
+            yield from self._values([(page.cid(row), int(sizes[row])) for row in rows])
 
-    def _value(self, cid: CidBytes, size: int) -> _Blocks:
-        """Return the blocks with the bytes of one value: itself, or the leaves of a file."""
-        if not is_file(cid):
-            return _Blocks(_digests([cid]), np.array([size], np.int64))
-        known = self._files.get(cid)
-        if known is None:
-            leaves: dict[CidBytes, int] = {}
-            nodes = {cid}
-            pending = [cid]
-            while pending:
-                at = pending.pop()
-                self._count(at)
-                node = self.reader.file_node(at)
-                for child, length in zip(node.links, node.sizes, strict=True):
-                    if not is_file(child):
-                        leaves[child] = length
-                    elif child not in nodes:
-                        nodes.add(child)
-                        pending.append(child)
-            known = _Blocks(_digests(list(leaves)), np.array(list(leaves.values()), np.int64))
-            self._files[cid] = known
-        return known
+    def _values(self, values: list[tuple[CidBytes, int]]) -> Iterator[_Blocks]:
+        """Yield the blocks with the bytes of each value: itself, or the leaves of a file."""
+        files = dict.fromkeys(cid for cid, _ in values if is_file(cid))
+        fresh = [cid for cid in files if cid not in self._files]
+        for cid, opened in zip(fresh, map_reads(self.reader, self._open, fresh), strict=True):
+            self._files[cid], nodes = opened
+            for node in nodes:
+                self._count(node)
+        for cid, size in values:
+            known = self._files.get(cid)
+            yield known or _Blocks(_digests([cid]), np.array([size], np.int64))
+
+    def _open(self, cid: CidBytes) -> tuple[_Blocks, set[CidBytes]]:
+        """Return the leaves of a file, and its nodes."""
+        leaves: dict[CidBytes, int] = {}
+        nodes = {cid}
+        pending = [cid]
+        while pending:
+            node = self.reader.file_node(pending.pop())
+            for child, length in zip(node.links, node.sizes, strict=True):
+                if not is_file(child):
+                    leaves[child] = length
+                elif child not in nodes:
+                    nodes.add(child)
+                    pending.append(child)
+        return _Blocks(_digests(list(leaves)), np.array(list(leaves.values()), np.int64)), nodes
 
     def _count(self, cid: CidBytes) -> None:
         """Count a block of the tree, once."""

@@ -15,6 +15,7 @@ import zarr
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.cid import as_cid_bytes, format_cid
 from cas_zarr.repository.repository import Repository
+from cas_zarr.repository.stats import dataset_stats
 from cas_zarr.store import CASStore
 from tests.servers.counting import Counting, counting_gateway
 
@@ -290,3 +291,29 @@ def test_the_boxes_are_what_differs(compressors: Any) -> None:
         cells[box] += 1
     assert sorted(np.flatnonzero(cells.all(axis=1))) == sorted(rows)
     assert cells.sum() == 20 * 32 * KIB
+
+
+# -- counting -----------------------------------------------------------------------------------
+
+
+def test_stats_count_inner_chunks() -> None:
+    repo = filled(128 * KIB, 16, shards=2)
+    edit(repo, lambda array: array.__setitem__(slice(16, 31), array[:15]))  # and one is its own
+    stats = dataset_stats(repo.blocks, repo.resolve("main").root)
+    (node,) = stats.nodes
+    assert (node.values, node.blocks, stats.blocks) == (2, 17 + 1, 17 + 1)  # both indexes are one
+    assert node.stored == 17 * 128 * KIB + 16 * 16 + 4
+    assert stats.saved == 15 * 128 * KIB + 16 * 16 + 4
+
+
+def test_stats_of_shards_far_away_ask_once_for_each_node() -> None:
+    repo = filled(128 * KIB, 16, shards=3)
+    root = repo.resolve("main").root
+    assert root is not None
+    with counting_gateway(repo.blocks) as gateway:
+        there = Repository.open(f"ipfs://{format_cid(root)}", gateways=gateway.url, cache=False)
+        assert dataset_stats(there.blocks, root) == dataset_stats(repo.blocks, root)
+        asked = gateway.taken()
+        assert {form for form, _ in asked} == {"raw"}
+        assert len(asked) == len(set(asked)) == 1 + 3  # the root, and the files of the shards
+        there.close()
