@@ -111,7 +111,8 @@ def parse_layout(zarr_json: BytesLike) -> ShardLayout | None:
         return None
     byte_order, crc32c = index
     size = chunks * _ENTRY_SIZE + (_CRC_SIZE if crc32c else 0)
-    return ShardLayout(chunks, size, location, crc32c, byte_order, *map(tuple, shapes))
+    outer, inner_shape = (tuple(shape or ()) for shape in shapes)
+    return ShardLayout(chunks, size, location, crc32c, byte_order, outer, inner_shape)
 
 
 def cut_points(value: BytesLike, layout: ShardLayout | None) -> list[int]:
