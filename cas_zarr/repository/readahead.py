@@ -74,8 +74,20 @@ class _Array:
     grid: Coordinates
     most: int
 
-    def key(self, place: Coordinates) -> str:
-        return self.base + chunk_key(self.form, place)
+    def has(self, key: str) -> bool:
+        """Tell whether a key is that of one of its chunks."""
+        chunk = parse_chunk(key[len(self.base) :]) if key.startswith(self.base) else None
+        return chunk is not None and form_of(chunk[0], len(chunk[1])) == self.form
+
+    def plan(self, run: Run, number: int) -> dict[str, Coordinates]:
+        """Return keys and coordinates of the chunks of a run that should come next.
+
+        Numbers at the end of the array's path are the first coordinates of the run.
+        """
+        more = len(run.first) - len(self.grid)
+        path = tuple(at + 1 for at in run.first[:more])
+        places = [place[more:] for place in run.plan(number, path + self.grid)]
+        return {self.base + chunk_key(self.form, place): place for place in places}
 
 
 def read_ahead(mapping: CASMapping) -> ReadAhead | None:
@@ -104,7 +116,7 @@ class ReadAhead:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._readings: OrderedDict[str, list[_Reading]] = OrderedDict()
-        self._arrays: dict[str, _Array | None] = {}
+        self._arrays: dict[str, _Array] = {}
         self._coming: dict[str, list[Promise]] = {}
         self._values: OrderedDict[str, Bytes] = OrderedDict()
         self._held = 0
@@ -172,14 +184,15 @@ class ReadAhead:
         """Fetch what should come next."""
         places: dict[str, Coordinates] = {}
         try:
-            if head not in self._arrays:
-                self._arrays[head] = self._array(key)
-            array = self._arrays[head]
-            if array is None:  # and no more is tried
-                return
+            array = self._arrays.get(head)
+            if array is None or not array.has(key):
+                array = self._array(key)
+                if array is None:  # and no more is tried for this run
+                    return
+                self._arrays[head] = array
             with self._lock:
                 number = min(reading.window, array.most)
-                places = {array.key(each): each for each in reading.run.plan(number, array.grid)}
+                places = array.plan(reading.run, number)
                 reading.window = number
                 reading.planning = False
                 places = {name: each for name, each in places.items() if name not in self._values}
@@ -193,7 +206,7 @@ class ReadAhead:
                 self._deliver(name, None)
 
     def _array(self, key: str) -> _Array | None:
-        """Find the array of a chunk, if it is one on a regular grid."""
+        """Find the array of a chunk, if it has a regular grid and no large chunks."""
         view = self._mapping.view
         owner = view.owner(split_key(key)[0])
         node = None if owner is None else view.node(owner)
@@ -212,7 +225,9 @@ class ReadAhead:
             -(-length // side) if side else 0
             for length, side in zip(info.shape, info.chunk_shape, strict=True)
         )
-        most = max(_AFTER, _HELD // 2 // max(1, ref.size // ref.chunks))
+        most = _HELD // 2 // max(1, ref.size // ref.chunks)
+        if most < _AFTER:  # then what zarr asks for at once is enough to be busy with
+            return None
         return _Array(base, form, ChunkTree(view.reader, ref, len(grid)), grid, most)
 
     def _fetch(self, array: _Array, places: Mapping[str, Coordinates], run: Run) -> None:
@@ -228,14 +243,17 @@ class ReadAhead:
             came = run.count
             batch = names[start : start + _BATCH]
             found = [(name, array.tree.find(codes[name])) for name in batch]
-            values = [(name, value.cid) for name, value in found if value is not None]
-            blocks = [(name, cid) for name, cid in values if not is_file(cid)]
-            files = [name for name, cid in values if is_file(cid)]
-            got = self._tier.get_many([cid for _, cid in blocks])
-            for (name, _), data in zip(blocks, got, strict=True):
+            for name, value in found:
+                if value is None:
+                    self._deliver(name, None)
+            values = [(name, value) for name, value in found if value is not None]
+            blocks = [(name, value) for name, value in values if not is_file(value.cid)]
+            files = [name for name, value in values if is_file(value.cid)]
+            got = self._tier.get_many([value.cid for _, value in blocks])
+            for (name, value), data in zip(blocks, got, strict=True):
+                self._deliver(name, data if len(data) == value.size else None)
+            for name, data in zip(files, map_waiting(self._mapping.get_value, files), strict=True):
                 self._deliver(name, data)
-            for name, value in zip(files, map_waiting(self._mapping.get_value, files), strict=True):
-                self._deliver(name, value)
 
     def _deliver(self, name: str, data: Bytes | None) -> None:
         """Hand a value to who waits for it, or keep it until it is asked for."""

@@ -22,6 +22,8 @@ class Run:
 
     Attributes
     ----------
+    first : tuple of int
+        Where it begins.
     count : int
         How many came.
     planned : int
@@ -30,10 +32,10 @@ class Run:
         Whether nothing was left to plan.
     """
 
-    __slots__ = ("_end", "_last", "_lower", "_stops", "_upper", "count", "ended", "planned")
+    __slots__ = ("_end", "_last", "_stops", "_upper", "count", "ended", "first", "planned")
 
     def __init__(self, first: Coordinates) -> None:
-        self._lower = self._last = self._end = first
+        self.first = self._last = self._end = first
         self._upper: list[int | None] = [None] * len(first)
         self._stops: list[int | None] = list(self._upper)  # as the last plan had them
         self.count = 1
@@ -50,7 +52,7 @@ class Run:
             return False
         wrapped = range(axis + 1, len(last))  # axes that begin anew
         if any(
-            here[row] != self._lower[row] or self._upper[row] not in (None, last[row] + 1)
+            here[row] != self.first[row] or self._upper[row] not in (None, last[row] + 1)
             for row in wrapped
         ):
             return False
@@ -86,7 +88,7 @@ class Run:
             if axis < 0:
                 break
             here[axis] += 1
-            here[axis + 1 :] = self._lower[axis + 1 :]
+            here[axis + 1 :] = self.first[axis + 1 :]
             found.append(tuple(here))
         self.ended = len(found) < number
         if found:

@@ -17,7 +17,7 @@ from zarr.core.buffer import default_buffer_prototype
 from cas_zarr import CASStore, Repository
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import format_cid
-from cas_zarr.errors import StorageError
+from cas_zarr.errors import FormatError, StorageError
 from cas_zarr.repository.runs import Run
 from tests.servers.counting import Counting, counting_gateway
 
@@ -189,12 +189,127 @@ def test_a_gateway_that_loses_its_blocks_is_an_error_of_the_reader(
 def test_no_more_than_its_share_waits_in_memory(
     grid: Repository, gateway: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cas_zarr.repository.readahead._HELD", 4096)
+    monkeypatch.setattr("cas_zarr.repository.readahead._HELD", 1024)  # 32 chunks
     store = far(grid, gateway)
-    np.testing.assert_array_equal(
-        zarr.open_array(store, path="big", mode="r")[:], near(grid, "big")
-    )
+    array = zarr.open_array(store, path="grid", mode="r")
+    for row in range(0, 120, 8):  # each guesses what follows, in vain
+        np.testing.assert_array_equal(array[row, :34], near(grid, "grid")[row, :34])
     ahead = store._ahead
     assert ahead is not None
-    assert ahead._held <= 4096
+    assert 0 < ahead._held <= 1024
     assert ahead._held == sum(map(len, ahead._values.values()))
+
+
+def test_large_chunks_are_left_to_those_who_ask(gateway: Counting) -> None:
+    """Eight of them would be more than may wait in memory, and go before they are asked for."""
+    repo = Repository.memory()
+    data = np.random.default_rng(0).integers(0, 255, (12, 5 << 20), "u1")
+    with CASStore(repo) as store:
+        array = zarr.create_array(
+            store, name="huge", data=data, chunks=(1, 5 << 20), compressors=None
+        )
+        store.commit("large ones")
+    gateway.blocks = repo.blocks
+    store = far(repo, gateway)
+    array = zarr.open_array(store, path="huge", mode="r")
+    for row in range(12):
+        np.testing.assert_array_equal(array[row], data[row])
+    assert store._ahead is not None
+    assert not store._ahead._arrays
+
+
+@pytest.mark.parametrize("separator", [".", "/"])
+@pytest.mark.parametrize("name", ["plain", "2020", "t2", "a/1/0"])
+def test_names_that_end_in_digits(gateway: Counting, name: str, separator: str) -> None:
+    repo = Repository.memory()
+    names = (name, "t", "21")
+    values = {each: np.random.default_rng(row).random((40, 20)) for row, each in enumerate(names)}
+    with CASStore(repo) as store:
+        group = zarr.create_group(store=store, zarr_format=2)
+        for each, data in values.items():
+            encoding = {"name": "v2", "separator": separator}
+            group.create_array(
+                each, data=data, chunks=(2, 2), chunk_key_encoding=encoding, compressors=None
+            )
+        store.commit("three")
+    gateway.blocks, gateway.delay = repo.blocks, 0.002
+    store = far(repo, gateway)
+    for each, data in values.items():
+        gateway.busiest = 0
+        read = zarr.open_array(store, path=each, mode="r")[:]
+        np.testing.assert_array_equal(read, data)
+        assert gateway.busiest > 10  # more than zarr asks for at once
+    raw = [cid for form, cid in gateway.taken() if form == "raw"]
+    assert len(raw) == len(set(raw))
+
+
+def test_a_tree_that_lies_about_sizes_is_refused(gateway: Counting) -> None:
+    repo = Repository.memory()
+    with CASStore(repo) as store:
+        zarr.create_array(store, name="line", data=np.arange(60), chunks=2, compressors=None)
+        cids = [store.mapping.cid_of(f"line/c/{row}") for row in range(30)]
+        store.mapping.set_links(
+            "line",
+            np.arange(30)[:, np.newaxis],
+            np.array([np.frombuffer(cid or b"", np.uint8) for cid in cids]),
+            np.full(30, 15),  # they have 16 bytes
+        )
+        store.commit("lies")
+    gateway.blocks = repo.blocks
+    store = far(repo, gateway)
+
+    async def read() -> list[object]:
+        prototype, found = default_buffer_prototype(), []
+        for row in range(30):
+            ask = store.get(f"line/c/{row}", prototype)
+            found += await asyncio.gather(ask, return_exceptions=True)
+        return found
+
+    assert {type(found) for found in asyncio.run(read())} == {FormatError}
+
+
+def test_absent_chunks_wait_for_no_others(gateway: Counting) -> None:
+    repo = Repository.memory()
+    with CASStore(repo) as store:
+        array = zarr.create_array(store, name="line", shape=2000, chunks=1, dtype="i4")
+        array[:] = np.where(np.arange(2000) % 64 == 63, 0, np.arange(2000))
+        store.commit("holes")
+    gateway.blocks = repo.blocks
+    store = far(repo, gateway)
+    prototype = default_buffer_prototype()
+
+    async def read() -> int:
+        for row in range(500):
+            await store.get(f"line/c/{row}", prototype)
+        gateway.delay = 0.1
+        gateway.taken()
+        tasks = [
+            asyncio.create_task(store.get(f"line/c/{row}", prototype)) for row in range(500, 1400)
+        ]
+        assert await tasks[767 - 500] is None
+        done = len(gateway.taken())
+        await asyncio.gather(*tasks)
+        return done
+
+    assert asyncio.run(read()) < 400
+
+
+def test_loops_and_threads_share_a_store(grid: Repository, gateway: Counting) -> None:
+    gateway.delay = 0.001
+    stores = [far(grid, gateway) for _ in range(2)]
+    expected = near(grid, "line")
+
+    def read(number: int) -> None:
+        async def values() -> list[bytes]:
+            prototype, found = default_buffer_prototype(), []
+            for start in range(0, 300, 10):
+                asked = (
+                    stores[number % 2].get(f"line/c/{start + row}", prototype) for row in range(10)
+                )
+                found += [value.to_bytes() for value in await asyncio.gather(*asked) if value]
+            return found
+
+        assert b"".join(asyncio.run(values())) == expected[:600].tobytes()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(read, range(6)))
