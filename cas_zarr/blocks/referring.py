@@ -111,6 +111,14 @@ class ReferringBlocks(LocalBlocks):
             held[left] = self.references.has_array(keys[left])
         return held
 
+    def elsewhere(self, keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Tell for each of many multihashes, (n, 34), whether no pack has it and a source does."""
+        out = np.zeros(len(keys), bool)
+        if self.references.tables():
+            left = np.flatnonzero(~super().has_array(keys))
+            out[left] = self.references.has_array(keys[left])
+        return out
+
     def _size(self, cid: CidBytes) -> int | None:
         if LocalBlocks._has(self, cid):
             return super()._size(cid)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.index import KEY_SIZE
 from cas_zarr.blocks.local import LocalBlocks
+from cas_zarr.blocks.referring import ReferringBlocks
 from cas_zarr.cid import DAG_PB, DIGEST_SIZE, CidBytes, format_cid, hash_of
 from cas_zarr.codecs.unixfs import FileNode, decode_file_node
 from cas_zarr.errors import BlockNotFoundError, CasZarrError, FormatError, LimitError, NotFoundError
@@ -453,6 +454,8 @@ class Checker:
         if self._data and self._suspects is None:
             return np.ones(len(cids), bool)
         chosen = np.zeros(len(cids), bool)
+        if self._data and isinstance(self.blocks, ReferringBlocks):
+            chosen |= self.blocks.elsewhere(cids[:, -KEY_SIZE:])  # no pack has been read for them
         if self._suspects:
             chosen |= np.array([cid[-KEY_SIZE:] in self._suspects for cid in _cids(cids)], bool)
         if self._limit:

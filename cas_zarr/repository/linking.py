@@ -14,11 +14,11 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -59,7 +59,9 @@ __all__ = ["LinkReport", "LinkSource", "link", "list_sources", "repoint"]
 LinkSource: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
 """A folder with a Zarr, a file of kerchunk's references, or what is in one."""
 
-_BATCH: Final = 4096  # values that are hashed between two calls of a progress
+_T = TypeVar("_T")
+
+_BATCH: Final = 1024  # values that are hashed between two calls of a progress
 _TEMPLATE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
 
@@ -233,7 +235,7 @@ def _link(
         check_key(prefix + key)
     mapping = session.prepare()
     references = _references_of(session.repository) if not copy else References(os.devnull)
-    run = _Run(mapping, references, prefix, progress, sum(p.size for p in found.places.values()))
+    run = _Run(mapping, references, prefix, progress)
     documents = {key for key in found.places if is_document(key)}
     held = found.held | {key: run.read(found.places[key]) for key in documents}
     places = {key: place for key, place in found.places.items() if key not in documents}
@@ -241,8 +243,7 @@ def _link(
     for key in sorted(held, key=lambda key: not is_document(key)):
         mapping.set_value(prefix + key, held[key])
     if copy:
-        for key, place in places.items():
-            mapping.set_value(prefix + key, run.read(place))
+        run.copy(places)
     else:
         run.link(found.location if found.origin is not None else "", places)
     size = sum(map(len, held.values())) + sum(place.size for place in places.values())
@@ -258,14 +259,11 @@ class _Run:
         references: References,
         prefix: str,
         progress: Progress | None,
-        total: int,
     ) -> None:
         self._mapping = mapping
         self._references = references
         self._prefix = prefix
         self._progress = progress
-        self._total = total
-        self._done = 0
         self._function = hash_by_name(mapping.hash)
 
     def read(self, place: Place) -> bytes:
@@ -280,16 +278,19 @@ class _Run:
             raise StorageError(f"there are no {place}; check the source, and link it again")
         return data
 
+    def copy(self, places: dict[str, Place]) -> None:
+        """Store values."""
+
+        def copy(key: str) -> None:
+            self._mapping.set_value(self._prefix + key, self.read(places[key]))
+
+        for _ in self._each(copy, places):
+            pass
+
     def link(self, location: str, places: dict[str, Place]) -> None:
         """Hash values, bind their keys, and hold references to their blocks."""
         keys = list(places)
-        found: list[_Hashed] = []
-        for start in range(0, len(keys), _BATCH):
-            some = keys[start : start + _BATCH]
-            found += map_ordered(lambda key: self._hash(key, places[key]), some)
-            if self._progress is not None:
-                self._done += sum(places[key].size for key in some)
-                self._progress(self._done, self._total)
+        found = list(self._each(lambda key: self._hash(key, places[key]), places))
         rows = (
             (cid, _below(location, places[key].source), places[key].offset + at, size)
             for key, one in zip(keys, found, strict=True)
@@ -306,6 +307,17 @@ class _Run:
                 np.frombuffer(b"".join(one.cid for one in found), np.uint8).reshape(-1, CID_SIZE),
                 np.array([places[key].size for key in keys], np.int64),
             )
+
+    def _each(self, function: Callable[[str], _T], places: dict[str, Place]) -> Iterator[_T]:
+        """Yield what a function returns for each key, with many of them at work."""
+        keys = list(places)
+        done, total = 0, sum(place.size for place in places.values())
+        for start in range(0, len(keys), _BATCH):
+            some = keys[start : start + _BATCH]
+            yield from map_ordered(function, some)
+            done += sum(places[key].size for key in some)
+            if self._progress is not None:
+                self._progress(done, total)
 
     def _hash(self, key: str, place: Place) -> _Hashed:
         layout = None
