@@ -13,7 +13,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from cas_zarr.cid import BytesLike, CidBytes, codec_of, decode_varint, encode_varint
+from cas_zarr.cid import (
+    DAG_PB,
+    HASHES,
+    RAW,
+    BytesLike,
+    CidBytes,
+    codec_of,
+    decode_varint,
+    encode_varint,
+    make_cid,
+)
 from cas_zarr.errors import FormatError, InvalidCIDError
 
 __all__ = ["FieldKinds", "PBLink", "PBNode", "decode", "encode", "read_fields"]
@@ -26,6 +36,11 @@ _NODE: FieldKinds = {_DATA: bytes, _LINKS: bytes}
 _HASH, _NAME, _TSIZE = 1, 2, 3
 _LINK: FieldKinds = {_HASH: bytes, _NAME: bytes, _TSIZE: int}
 _INT_LIMIT = 2**63  # a varint of nine bytes, and what others hold in a signed integer
+
+# What stands before the digest of 32 bytes in most links: to look it up is quicker than to parse.
+_USUAL = {
+    bytes(make_cid(codec, function, b"")) for codec in (RAW, DAG_PB) for function in HASHES.values()
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +145,8 @@ def read_fields(data: bytes, kinds: FieldKinds) -> Iterator[tuple[int, Any]]:
 
 
 def _encode_link(link: PBLink, name: bytes) -> bytes:
-    codec_of(link.cid)  # a link that is no cid must not get into a block
+    if len(link.cid) != 36 or link.cid[:4] not in _USUAL:
+        codec_of(link.cid)  # a link that is no cid must not get into a block
     body = b"\x0a" + encode_varint(len(link.cid)) + link.cid
     if link.name is not None:
         body += b"\x12" + encode_varint(len(name)) + name
@@ -145,9 +161,11 @@ def _decode_link(data: bytes) -> PBLink:
     if data[:2] == b"\x0a\x24" and data[38:41] == b"\x12\x00\x18":  # as nodes of files have it
         below, end = _read_varint(data, 41)
         if end == len(data):
-            codec_of(CidBytes(data[2:38]))
-            return PBLink(CidBytes(data[2:38]), "", below)
-    cid: CidBytes | None = None
+            cid = CidBytes(data[2:38])
+            if cid[:4] not in _USUAL:
+                codec_of(cid)
+            return PBLink(cid, "", below)
+    found: CidBytes | None = None
     name: str | None = None
     tsize: int | None = None
     before = 0
@@ -156,8 +174,8 @@ def _decode_link(data: bytes) -> PBLink:
             raise FormatError("a dag-pb link has a field twice or out of order")
         before = field
         if field == _HASH:
-            cid = CidBytes(value)
-            codec_of(cid)
+            found = CidBytes(value)
+            codec_of(found)
         elif field == _NAME:
             try:
                 name = value.decode("utf-8")
@@ -165,9 +183,9 @@ def _decode_link(data: bytes) -> PBLink:
                 raise FormatError("a dag-pb link has a name that is not utf-8") from None
         else:
             tsize = value
-    if cid is None:
+    if found is None:
         raise FormatError("a dag-pb link has no cid")
-    return PBLink(cid, name, tsize)
+    return PBLink(found, name, tsize)
 
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
