@@ -27,12 +27,6 @@ from cas_zarr.errors import (
 from cas_zarr.repository.imports import import_zarr
 from cas_zarr.repository.linking import link, list_sources, repoint
 
-with warnings.catch_warnings():  # numpy's own word on the sizes of its types, see its FAQ
-    warnings.filterwarnings("ignore", message="numpy.ndarray size changed")
-    h5py = pytest.importorskip("h5py", exc_type=ImportError)
-    iris_sample_data = pytest.importorskip("iris_sample_data")
-
-SAMPLES = Path(iris_sample_data.path)
 GROUP = {".zgroup": '{"zarr_format":2}'}
 
 
@@ -335,7 +329,22 @@ def test_what_cannot_be_linked_leaves_nothing(tmp_path: Path) -> None:
 # -- ranges of files ------------------------------------------------------------------------------
 
 
-def references_to(file: Path) -> dict[str, Any]:
+@pytest.fixture
+def h5py() -> Any:
+    with warnings.catch_warnings():  # numpy's own word on the sizes of its types, see its FAQ
+        warnings.filterwarnings("ignore", message="numpy.ndarray size changed")
+        return pytest.importorskip("h5py", exc_type=ImportError)
+
+
+def sample_in(folder: Path, name: str) -> Path:
+    """Return a copy of a file of iris-sample-data."""
+    samples = Path(pytest.importorskip("iris_sample_data").path)
+    file = folder / name
+    file.write_bytes(next(samples.rglob(name)).read_bytes())
+    return file
+
+
+def references_to(h5py: Any, file: Path) -> dict[str, Any]:
     """Return kerchunk's references to the arrays of an HDF5 file."""
     refs: dict[str, Any] = dict(GROUP)
     with h5py.File(file) as source:
@@ -377,10 +386,9 @@ def _refer(refs: dict[str, Any], name: str, item: Any, url: str) -> None:
 @pytest.mark.parametrize(
     "sample", ["A1B_north_america.nc", "nemo_1m_20150101-20150201_grid-T.nc", "ostia_monthly.nc"]
 )
-def test_a_netcdf_file_is_linked_by_its_ranges(tmp_path: Path, sample: str) -> None:
-    file = tmp_path / sample
-    file.write_bytes(next(SAMPLES.rglob(sample)).read_bytes())
-    refs = references_to(file)
+def test_a_netcdf_file_is_linked_by_its_ranges(tmp_path: Path, h5py: Any, sample: str) -> None:
+    file = sample_in(tmp_path, sample)
+    refs = references_to(h5py, file)
     repository = Repository.open(tmp_path / "links", create=True)
     done = link(repository, refs, path="model", message="link")
     assert done.linked > 3
@@ -399,18 +407,38 @@ def test_a_netcdf_file_is_linked_by_its_ranges(tmp_path: Path, sample: str) -> N
     assert (report.location, report.missing) == (str(file), ())
 
 
-def test_a_chunk_over_a_mebibyte_is_ranges_of_the_file(tmp_path: Path) -> None:
+def test_what_kerchunk_writes_is_read_by_xarray(tmp_path: Path, h5py: Any) -> None:
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("netCDF4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what kerchunk imports
+        hdf = pytest.importorskip("kerchunk.hdf", exc_type=ImportError)
+        file = sample_in(tmp_path, "A1B_north_america.nc")
+        with h5py.File(file) as source:
+            refs = hdf.SingleHdf5ToZarr(source, str(file), inline_threshold=100).translate()
+    repository = Repository.open(tmp_path / "links", create=True)
+    assert link(repository, refs, message="link").linked >= 240
+    with (
+        xarray.open_dataset(file) as wanted,
+        xarray.open_zarr(CASStore(str(tmp_path / "links")), consolidated=False) as found,
+    ):
+        grid = "latitude_longitude"  # has no data but a fill value, which kerchunk lets xarray mask
+        xarray.testing.assert_equal(found.drop_vars(grid).load(), wanted.drop_vars(grid).load())
+    assert repository.verify(data=True).ok
+
+
+def test_a_chunk_over_a_mebibyte_is_ranges_of_the_file(tmp_path: Path, h5py: Any) -> None:
     values = np.random.default_rng(0).normal(size=(900, 1000)).astype("f8")
     file = tmp_path / "large.h5"
     with h5py.File(file, "w") as target:
         target.create_dataset("x", data=values, chunks=(450, 1000))
-    link(Repository.open(tmp_path / "links", create=True), references_to(file), message="link")
+    refs = references_to(h5py, file)
+    link(Repository.open(tmp_path / "links", create=True), refs, message="link")
     repository = Repository.open(tmp_path / "links")
     assert list_sources(repository)[0].blocks == 8  # of at most 1 MiB each
     assert np.array_equal(read(tmp_path / "links")["x"], values)
     assert size_of(tmp_path / "links") < 20_000
-    offset = references_to(file)["refs"]["x/1.0"][1]
-    flip(file, offset + (2 << 20))
+    flip(file, refs["refs"]["x/1.0"][1] + (2 << 20))
     array = zarr.open_array(CASStore(str(tmp_path / "links")), path="x", mode="r")
     assert np.array_equal(array[:450], values[:450])
     with pytest.raises(CorruptBlockError, match=f"of {file}, which has changed since"):
