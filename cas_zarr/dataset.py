@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from operator import index
 from typing import TYPE_CHECKING, Any, Self
 
-from cas_zarr.cid import CidBytes, CidLike, format_cid, to_cid
+from cas_zarr.cid import CidLike, format_cid, to_cid
 from cas_zarr.errors import InvalidArgumentError, NotFoundError
 from cas_zarr.mapping import CASMapping
+from cas_zarr.repository.describe import NodeInfo, describe_node
 from cas_zarr.repository.forking import Fork
 from cas_zarr.repository.prefetching import Prefetched, Progress, prefetch
 from cas_zarr.repository.session import Session, View
 from cas_zarr.repository.subtrees import Source, attach
-from cas_zarr.tree.keys import OWNERS, parse_form
-from cas_zarr.tree.morton import code_of
-from cas_zarr.tree.view import TreeView
+from cas_zarr.tree.keys import OWNERS
+from cas_zarr.tree.node import Value
 
 if TYPE_CHECKING:
     from multiformats import CID
 
-__all__ = ["Dataset", "chunk_cid"]
+__all__ = ["Dataset"]
 
 
 class Dataset:
@@ -154,9 +154,22 @@ class Dataset:
         ------
         NotFoundError
             If there is no array at the path.
+        InvalidArgumentError
+            If it has another number of dimensions.
         """
-        cid = chunk_cid(self.mapping.view, path, coordinates)
-        return None if cid is None else to_cid(cid)
+        view, path, place = self.mapping.view, path.strip("/"), tuple(map(index, coordinates))
+        node = view.node(path)
+        if node is None or OWNERS.isdisjoint(node.docs):
+            raise NotFoundError(f"there is no array {path!r}; list the dataset to see")
+        info = describe_node(view.reader, node, path)
+        if info.shape is not None and len(info.shape) != len(place):
+            raise InvalidArgumentError(
+                f"array {path!r} has {len(info.shape)} dimensions; give as many coordinates, not "
+                f"{len(place)}"
+            )
+        name = _chunk_name(info, place)
+        value = view.find(f"{path}/{name}" if path else name)
+        return to_cid(value.cid) if isinstance(value, Value) else None
 
     def __dask_tokenize__(self) -> tuple[str, str]:
         """Return what is equal where the data are: on any machine, at any time."""
@@ -228,16 +241,19 @@ class Dataset:
         return prefetch(self.mapping, path, box, progress=progress)
 
 
-def chunk_cid(view: TreeView, path: str, coordinates: Sequence[int]) -> CidBytes | None:
-    """Return the CID of a chunk of an array, None if it is not stored; see `Dataset`."""
-    place = tuple(map(index, coordinates))
-    node = view.node(path)
-    if node is None or OWNERS.isdisjoint(node.docs):
-        raise NotFoundError(f"there is no array {path!r}; list the dataset to see")
-    for form in node.trees:
-        if parse_form(form)[1] == len(place):
-            tree = view.tree(path, form)
-            value = None if tree is None or min(place, default=0) < 0 else tree.find(code_of(place))
-            if value is not None:
-                return value.cid
-    return None
+def _chunk_name(info: NodeInfo, place: tuple[int, ...]) -> str:
+    """Return the name of a chunk in the folder of its array, as the array's metadata encode it."""
+    v3 = info.documents.get("zarr.json")
+    if v3 is None:
+        encoding, kind = info.documents[".zarray"], "v2"
+        separator = encoding.get("dimension_separator") if isinstance(encoding, dict) else None
+    else:
+        encoding = v3.get("chunk_key_encoding") if isinstance(v3, dict) else None
+        encoding = encoding if isinstance(encoding, dict) else {"name": encoding}
+        kind = "v2" if encoding.get("name") == "v2" else "default"
+        options = encoding.get("configuration")
+        separator = options.get("separator") if isinstance(options, dict) else None
+    numbers = list(map(str, place))
+    if kind == "v2":
+        return ("/" if separator == "/" else ".").join(numbers) or "0"
+    return ("." if separator == "." else "/").join(["c", *numbers])

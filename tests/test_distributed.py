@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,10 +107,27 @@ def test_what_does_not_fit_is_refused(store: CASStore) -> None:
         store_dask(lazy[:10], "data", store)
     with pytest.raises(InvalidArgumentError, match="steps of 1"):
         store_dask(lazy[:24], "data", store, regions=(slice(0, 48, 2), slice(None)))
+    elsewhere = zarr.create_array({}, shape=SHAPE, chunks=(5, 12), dtype="i4")
+    with pytest.raises(InvalidArgumentError, match="is not in"):
+        store_dask(lazy, elsewhere, store)
+    region: Any
+    for region in ((0, slice(None)), [(slice(None), slice(None))], 7):
+        with pytest.raises(InvalidArgumentError, match="a region is a tuple of slices"):
+            store_dask(lazy, "data", store, regions=region)
     with pytest.raises(InvalidArgumentError, match="as many targets"):
         store_dask([lazy], ["data", "data"], store)
     with pytest.raises(InvalidArgumentError, match="compute_chunk_sizes"):
         store_dask(lazy[lazy[:, 0] > 0][:, :], "data", store, regions=(slice(0, 0), slice(None)))
+
+
+def test_arrays_without_dimensions_and_without_elements(store: CASStore, tmp_path: Path) -> None:
+    zarr.create_array(store, name="one", shape=(), dtype="f8")
+    zarr.create_array(store, name="none", shape=(0, 3), dtype="f8", chunks=(1, 3))
+    lazy = [da.from_array(np.array(4.0)), da.ones((0, 3))]
+    store_dask(lazy, ["one", "none"], store)
+    assert zarr.open_array(store, path="one", mode="r")[()] == 4
+    same = cached(lambda block: block, folder=tmp_path / "kept")
+    assert same(zarr.open_array(store, path="none")).compute().shape == (0, 3)
 
 
 def test_two_writes_of_one_chunk_conflict(store: CASStore) -> None:
@@ -205,6 +224,50 @@ def test_append_and_region(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read.time, days(0, 7).time)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"write_empty_chunks": True},
+        {"encoding": {"v": {"write_empty_chunks": True}}},
+        {"consolidated": True},
+        {"safe_chunks": True},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part")
+def test_options_are_those_of_to_zarr(tmp_path: Path, options: dict[str, Any]) -> None:
+    lazy = xr.Dataset({"v": ("x", np.full(10, np.nan))}).chunk(x=5)
+    with CASStore(tmp_path / "x.cas") as ours, CASStore(tmp_path / "y.cas") as theirs:
+        to_cas(lazy, ours, **options)
+        lazy.to_zarr(theirs, **({"consolidated": False} | options))
+        assert ours.flush() == theirs.flush()
+
+
+@pytest.mark.parametrize("side", [slice(-3, None), slice(None, 3), slice(5, 8), slice(7, None)])
+def test_regions_of_to_zarr(tmp_path: Path, side: slice) -> None:
+    part = xr.Dataset({"v": ("x", -np.arange(3.0))})
+    with CASStore(tmp_path / "x.cas") as ours, CASStore(tmp_path / "y.cas") as theirs:
+        for store in (ours, theirs):
+            whole = xr.Dataset({"v": ("x", np.arange(10.0))})
+            whole.to_zarr(store, encoding={"v": {"chunks": (4,)}}, consolidated=False)
+        to_cas(part.chunk(x=2), ours, region={"x": side})
+        part.to_zarr(theirs, region={"x": side}, consolidated=False)
+        assert ours.flush() == theirs.flush()
+        with pytest.raises(InvalidArgumentError, match="in slices"):
+            to_cas(part.chunk(x=2), ours, region={"x": "auto"})  # type: ignore[dict-item]
+
+
+def test_appends_within_a_shard(tmp_path: Path) -> None:
+    encoding = {"v": {"chunks": (2, 3), "shards": (4, 6)}}
+    with CASStore(tmp_path / "x.cas") as ours, CASStore(tmp_path / "y.cas") as theirs:
+        for start, end in ((0, 5), (5, 11), (11, 12), (12, 19)):
+            values = np.arange(start * 6.0, end * 6.0).reshape(-1, 6)
+            part = xr.Dataset({"v": (("x", "y"), values)})
+            how: dict[str, Any] = {"append_dim": "x"} if start else {"encoding": encoding}
+            to_cas(part.chunk(x=3), ours, **how)
+            part.to_zarr(theirs, consolidated=False, **how)
+            assert ours.flush() == theirs.flush()
+
+
 def test_a_dataset_in_memory_needs_no_workers(tmp_path: Path) -> None:
     with CASStore(tmp_path / "x.cas") as store:
         to_cas(days(0, 3), store)
@@ -242,6 +305,9 @@ def test_equal_data_have_equal_tokens(tmp_path: Path) -> None:
         assert tokenize(zarr.open_array(store, path="b")) == tokenize(
             zarr.open_array(stores[1], path="b", mode="r")
         )
+        longer, array = zarr.open_array(store, path="a"), zarr.open_array(store, path="a")
+        longer.resize(6)
+        assert tokenize(longer) != tokenize(array)
     memory = zarr.create_array({}, shape=4, dtype="i4")
     assert tokenize(memory) == tokenize(memory)
 
@@ -254,6 +320,21 @@ def test_the_cid_of_a_chunk(store: CASStore) -> None:
     assert cid is not None
     assert store.cid_of_chunk("data", (1, 0)) == cid
     assert store.cid_of_chunk("data", (0, 9)) is None
+    assert store.cid_of_chunk("data", (-1, 0)) is None
+    with pytest.raises(InvalidArgumentError, match="has 2 dimensions"):
+        store.cid_of_chunk("data", (0,))
+    for row, encoding in enumerate([("v2", "."), ("v2", "/"), ("default", "."), ("default", "/")]):
+        for shape in ((), (2,), (2, 2)):
+            array = zarr.create_array(
+                store,
+                name=f"{row}-{len(shape)}",
+                shape=shape,
+                dtype="i4",
+                chunk_key_encoding={"name": encoding[0], "separator": encoding[1]},
+                zarr_format=2 if encoding[0] == "v2" else 3,
+            )
+            array[...] = 1
+            assert store.cid_of_chunk(array.path, (0,) * len(shape)) is not None
     with pytest.raises(KeyError, match="no array"):
         store.cid_of_chunk("nothing", (0,))
 
@@ -325,3 +406,98 @@ def test_no_more_is_kept_than_there_is_room_for(store: CASStore, tmp_path: Path)
 def test_results_are_kept_for_stores_with_cids_alone() -> None:
     with pytest.raises(InvalidArgumentError, match="CASStore"):
         cached(np.negative)(zarr.create_array({}, shape=3, dtype="i4"))
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_an_array_without_dimensions_is_computed_again(
+    store: CASStore, tmp_path: Path, zarr_format: Any
+) -> None:
+    array = zarr.create_array(store, name="one", shape=(), dtype="i4", zarr_format=zarr_format)
+    double = cached(lambda block: 2 * block, folder=tmp_path / "kept")
+    for value in (3, 4):
+        array[...] = value
+        assert double(array).compute() == 2 * value
+
+
+def test_an_array_of_two_formats_is_computed_again(store: CASStore, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"name": "n", "shape": 4, "chunks": 2, "dtype": "i4"}
+    old = zarr.create_array(store, zarr_format=2, **options)
+    old[:] = 1
+    with CASStore(tmp_path / "other.cas") as other:
+        zarr.create_array(other, **options)
+        store.mapping.update(dict(other.mapping))
+    new = zarr.open_array(store, path="n", zarr_format=3)
+    double = cached(lambda block: 2 * block, folder=tmp_path / "kept")
+    for array, value in ((new, 5), (new, 6), (old, 7), (new, 8)):
+        array[:] = value
+        assert double(array).compute().tolist() == [2 * value] * 4
+
+
+def test_what_is_written_meanwhile_is_kept_under_no_wrong_name(
+    store: CASStore, tmp_path: Path
+) -> None:
+    array = zarr.create_array(store, name="n", shape=2, chunks=2, dtype="i4")
+    array[:] = 1
+
+    def late(block: np.ndarray) -> np.ndarray:
+        return np.asarray(block) + 0
+
+    class Late(zarr.Array[Any]):
+        def __getitem__(self, place: Any) -> Any:
+            array[:] = 2  # after its name was found
+            return super().__getitem__(place)
+
+    kept = cached(late, folder=tmp_path / "kept", dtype="i4")
+    kept(Late(array._async_array)).compute(scheduler="sync")
+    array[:] = 1
+    assert kept(array).compute().tolist() == [1, 1]
+
+
+def test_results_that_would_be_pickled_are_given_and_not_kept(
+    store: CASStore, tmp_path: Path
+) -> None:
+    words = zarr.create_array(store, name="words", shape=2, chunks=2, dtype=str)
+    words[:] = np.array(["a", "bc"], object)
+    same = cached(lambda block: block, folder=tmp_path / "kept", dtype=object)
+    assert same(words).compute().tolist() == ["a", "bc"]
+    assert not list(tmp_path.glob("kept/*/*"))
+
+
+CODE = """
+import functools
+def through(function):
+    @functools.wraps(function)
+    def call(block):
+        return function(block)
+    return call
+@through
+def wrapped(block):
+    return block * {n}
+def default(block, factor={n}):
+    return block * factor
+def inner(block, other):
+    return block * {n}
+partial = functools.partial(inner, other=0)
+def nested(block):
+    return (lambda it: it * {n})(block)
+"""
+
+
+@pytest.mark.parametrize("name", ["wrapped", "default", "partial", "nested"])
+def test_other_code_is_another_result(
+    store: CASStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    array = zarr.create_array(store, name="n", shape=2, chunks=2, dtype="i4")
+    array[:] = 1
+    file, kept = tmp_path / "functions_of_a_test.py", tmp_path / "kept"
+    for factor, files in ((2, 1), (2, 1), (3, 2)):
+        file.write_text(CODE.format(n=factor))
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, file.stem, module)
+        exec(compile(file.read_text(), file, "exec"), module.__dict__)
+        result = cached(getattr(module, name), folder=kept)(array).compute()
+        assert result.tolist() == [factor] * 2
+        assert len(list(kept.glob("*/*.npy"))) == files

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from types import CodeType
 from typing import Any, Final, TypeAlias
 
 import dask.array as da
@@ -23,7 +24,7 @@ from dask.base import tokenize
 from numpy.typing import DTypeLike, NDArray
 
 from cas_zarr.blocks.cache import cache_folder
-from cas_zarr.dataset import Dataset, chunk_cid
+from cas_zarr.dataset import Dataset
 from cas_zarr.errors import InvalidArgumentError
 
 __all__ = ["cached"]
@@ -52,8 +53,8 @@ def cached(
     ----------
     function : callable
         Takes the values of one chunk (of one shard, where the array is sharded) and returns an
-        array. It must depend on nothing else. Its code is part of the key; of what it calls, only
-        the names.
+        array. It must depend on nothing else. Its code is part of the key, with its defaults and
+        what it wraps; of what it calls, only the names.
     folder : path, optional
         Where results are kept; any number of processes share it. By default in the user's cache.
     version : str
@@ -119,22 +120,25 @@ class _Source:
             slice(ends[at], ends[at + 1])
             for at, ends in zip(block_id, map(_ends, _sides(array)), strict=True)
         )
-        file = self._file(block_id, tuple(side.stop - side.start for side in place))
+        shape = tuple(side.stop - side.start for side in place)
+        file = self._file(block_id, shape)
         kept = _read(file)
         if kept is not None:
             return kept
         result = np.asarray(self.function(np.asarray(array[place])))
-        _write(file, result)
+        if file == self._file(block_id, shape):  # else it was written to meanwhile
+            _write(file, result)
         return result
 
     def _file(self, place: tuple[int, ...], shape: tuple[int, ...]) -> Path:
         store: Any = self.array.store
-        cid = chunk_cid(store.mapping.view, self.array.path, place)
+        name = self.array.metadata.encode_chunk_key(place)
+        cid = store.mapping.cid_of(f"{self.array.path}/{name}".lstrip("/"))
         key = blake3(self.label.encode())
         for part in (self.layout, repr(shape).encode(), cid or b"the fill value"):
             key.update(len(part).to_bytes(8, "little") + part)
-        name = key.hexdigest()
-        return self.folder / name[:2] / f"{name[2:]}.npy"
+        digest = key.hexdigest()
+        return self.folder / digest[:2] / f"{digest[2:]}.npy"
 
 
 def _layout_of(array: ZarrArray) -> bytes:
@@ -157,9 +161,31 @@ def _ends(lengths: Sequence[int]) -> list[int]:
 
 
 def _code_of(function: Function) -> object:
-    """Return the code of a function, which its name does not tell."""
-    code = getattr(function, "__code__", None)
-    return None if code is None else (code.co_code, code.co_names, repr(code.co_consts))
+    """Return the code of a function, which its name does not tell, and of what it wraps."""
+    found: list[object] = []
+    pending: list[object] = [function]
+    seen: list[object] = []
+    while pending:
+        one = pending.pop()
+        if any(one is other for other in seen):
+            continue
+        seen.append(one)
+        code = getattr(one, "__code__", None)
+        if isinstance(code, CodeType):
+            found += [_parts_of(code), getattr(one, "__kwdefaults__", None)]
+        for cell in getattr(one, "__closure__", None) or ():
+            with suppress(ValueError):  # it is empty yet
+                pending.append(cell.cell_contents)
+        pending += getattr(one, "__defaults__", None) or ()
+        pending += [getattr(one, name, None) for name in ("func", "__wrapped__")]
+        if not callable(one):
+            found.append(one)
+    return found
+
+
+def _parts_of(code: CodeType) -> tuple[object, ...]:
+    constants = [_parts_of(it) if isinstance(it, CodeType) else it for it in code.co_consts]
+    return code.co_code, code.co_names, constants
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -180,6 +206,8 @@ def _read(file: Path) -> NDArray[Any] | None:
 
 def _write(file: Path, result: NDArray[Any]) -> None:
     """Keep a result where that can be done: it can be computed again."""
+    if result.dtype.hasobject:  # it would have to be pickled
+        return
     buffer = BytesIO()
     np.save(buffer, result, allow_pickle=False)
     data = buffer.getvalue()

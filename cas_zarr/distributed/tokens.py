@@ -17,5 +17,6 @@ __all__ = ["token_of_array"]
 def token_of_array(array: zarr.Array[Any]) -> Any:
     """Return what names an array: of a `CASStore` its CID, else what dask makes of its parts."""
     if isinstance(array.store, Dataset):
-        return "cas-zarr", format_cid(array.store.mapping.cid(array.path))
+        # The shape too: an array does not see that another has resized it.
+        return "cas-zarr", format_cid(array.store.mapping.cid(array.path)), array.shape
     return normalize_token(array._async_array)

@@ -139,11 +139,18 @@ def store_dask(
     assert isinstance(fork, Fork)
     tasks: list[Delayed] = []
     for source, target, region in zip(sources, targets, places, strict=True):
-        path = target if isinstance(target, str) else target.path
+        path = target if isinstance(target, str) else _path_in(store, target)
         array = zarr.open_array(store, path=path, mode="r")
         tasks += _array_tasks(fork, source, array, path, region, _write_blocks, path)
     writes = Writes(store, fork, tasks)
     return _computed(writes, compute, options)
+
+
+def _path_in(store: CASStore, target: ZarrArray) -> str:
+    """Return the path of an array that was opened on a store."""
+    if not isinstance(target.store, Dataset) or target.store.session is not store.session:
+        raise InvalidArgumentError(f"{target} is not in {store}; open it there, or give its path")
+    return target.path
 
 
 def to_cas(
@@ -191,14 +198,19 @@ def to_cas(
 
     if isinstance(dataset, xr.DataArray):
         dataset = dataset.to_dataset(name=dataset.name or "data")
-    if region is not None and not isinstance(region, Mapping):
+    sides = region or {}
+    if not isinstance(sides, Mapping) or not all(isinstance(it, slice) for it in sides.values()):
         raise InvalidArgumentError("give the region in slices, as {'time': slice(0, 24)}")
-    starts: dict[Hashable, int] = {dim: side.start or 0 for dim, side in (region or {}).items()}
+    starts: dict[Hashable, int] = {}
+    for dim, side in sides.items():
+        starts[dim] = side.start or 0
+        if starts[dim] < 0:
+            starts[dim] = side.indices(_length(store, group, dim))[0]
     if append_dim is not None:
         starts[append_dim] = _length(store, group, append_dim)
     shared: dict[str, Any] = {"group": group, "consolidated": False, "safe_chunks": False}
-    kwargs |= {"mode": mode, "append_dim": append_dim, "region": region, "encoding": encoding}
-    dataset.to_zarr(store, compute=False, **shared, **kwargs)
+    given = {"mode": mode, "append_dim": append_dim, "region": region, "encoding": encoding}
+    dataset.to_zarr(store, compute=False, **(shared | kwargs | given))
     fork = store.fork().session
     assert isinstance(fork, Fork)
     tasks: list[Delayed] = []
@@ -211,14 +223,15 @@ def to_cas(
             slice(starts.get(dim, 0), starts.get(dim, 0) + size)
             for dim, size in variable.sizes.items()
         )
-        tasks += _array_tasks(
-            fork, variable.data, array, path, place, _write_variable, (name, variable.dims, shared)
-        )
+        empty = (encoding or {}).get(str(name), {}).get("write_empty_chunks")
+        options_here = shared | {"write_empty_chunks": kwargs.get("write_empty_chunks", empty)}
+        where = name, variable.dims, options_here
+        tasks += _array_tasks(fork, variable.data, array, path, place, _write_variable, where)
     writes = Writes(store, fork, tasks)
     return _computed(writes, compute, options or {})
 
 
-def _length(store: CASStore, group: str | None, dim: str) -> int:
+def _length(store: CASStore, group: str | None, dim: Hashable) -> int:
     """Return how long a dimension is before something is appended; 0 where nothing is there."""
     import xarray as xr
 
@@ -250,6 +263,7 @@ def _array_tasks(
 ) -> list[Delayed]:
     """Return tasks that write the blocks of one array, each some megabytes of them."""
     place = tuple(slice(0, length) for length in target.shape) if region is None else region
+    place = place if isinstance(place, (tuple, list)) else (place,)
     starts = _check_place(source, target, path, place)
     grid = target.shards or target.chunks
     source = source.rechunk(
@@ -283,6 +297,8 @@ def _check_place(source: DaskArray, target: ZarrArray, path: str, place: Region)
         raise InvalidArgumentError(
             "an array of unknown chunk sizes cannot be written; call compute_chunk_sizes on it"
         )
+    if not all(isinstance(side, slice) for side in place):
+        raise InvalidArgumentError(f"a region is a tuple of slices, not {place!r}, for {path!r}")
     shape = tuple(
         len(range(*side.indices(length))) for side, length in zip(place, target.shape, strict=False)
     )

@@ -252,8 +252,9 @@ class ReadAhead:
             got = self._tier.get_many([value.cid for _, value in blocks])
             for (name, value), data in zip(blocks, got, strict=True):
                 self._deliver(name, data if len(data) == value.size else None)
-            for name, data in zip(files, map_waiting(self._mapping.get_value, files), strict=True):
-                self._deliver(name, data)
+            whole = map_waiting(self._mapping.get_value, files)
+            for name, long in zip(files, whole, strict=True):
+                self._deliver(name, long)
 
     def _deliver(self, name: str, data: Bytes | None) -> None:
         """Hand a value to who waits for it, or keep it until it is asked for."""
