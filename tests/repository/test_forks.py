@@ -318,7 +318,12 @@ def test_a_worker_that_is_killed_costs_nothing(tmp_path: Path) -> None:
     assert Repository.open(tmp_path / "x.cas").verify(data=True).ok
 
 
-SHARDED: dict[str, Any] = {"shape": 4 << 20, "shards": 4 << 20, "dtype": "u1", "compressors": None}
+SHARDED: dict[str, Any] = {
+    "shape": 4 << 20,
+    "shards": (4 << 20,),
+    "dtype": "u1",
+    "compressors": None,
+}
 
 
 def cut_anew_and_die(fork: CASStore, file: Path) -> None:
@@ -334,7 +339,7 @@ def cut_anew_and_die(fork: CASStore, file: Path) -> None:
 
 def test_what_leaves_a_worker_is_durable_and_so_is_what_was_cut_anew(tmp_path: Path) -> None:
     store, file = CASStore(tmp_path / "x.cas"), tmp_path / "fork"
-    zarr.create_array(store, name="data", chunks=1 << 18, **SHARDED)
+    zarr.create_array(store, name="data", chunks=(1 << 18,), **SHARDED)
     process = multiprocessing.get_context("spawn").Process(
         target=cut_anew_and_die, args=(store.fork(), file)
     )

@@ -232,7 +232,7 @@ def test_names_that_end_in_digits(gateway: Counting, name: str, separator: str) 
                 each, data=data, chunks=(2, 2), chunk_key_encoding=encoding, compressors=None
             )
         store.commit("three")
-    gateway.blocks, gateway.delay = repo.blocks, 0.002
+    gateway.blocks, gateway.delay = repo.blocks, 0.01
     store = far(repo, gateway)
     for each, data in values.items():
         gateway.busiest = 0
