@@ -36,6 +36,7 @@ from cas_zarr.cli.history import (
     tag_command,
 )
 from cas_zarr.cli.importing import import_command
+from cas_zarr.cli.linking import link_command, sources_command
 from cas_zarr.cli.output import printable
 from cas_zarr.cli.pinning import (
     pin_command,
@@ -79,6 +80,8 @@ def cli() -> None:
 
 for entry in (
     import_command,
+    link_command,
+    sources_command,
     ls_command,
     show_command,
     stats_command,

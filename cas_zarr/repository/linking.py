@@ -147,7 +147,6 @@ def link(
     """
     if isinstance(target, Session):
         return _link(target, source, path, copy, replace, progress)
-    target.make()
     with Session(target, branch) as session:
         try:
             report = _link(session, source, path, copy, replace, progress)

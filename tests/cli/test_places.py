@@ -36,7 +36,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 }
 """What commands need beside a repository."""
 
-ELSEWHERE = {"import", "resolve", "verify-proof"}
+ELSEWHERE = {"import", "link", "resolve", "verify-proof"}
 """Commands that begin with something else."""
 
 NAMES = sorted(set(cli.commands) - ELSEWHERE)
