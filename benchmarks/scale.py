@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import scale_links, scale_objects, scale_trees, scale_workers
+from benchmarks import scale_links, scale_objects, scale_shards, scale_trees, scale_workers
 from benchmarks.parts import Figure, figure_table, medians, quantity, run_part
 from benchmarks.report import RESULTS, describe_machine, machine_line, table
 
@@ -34,6 +34,7 @@ CUBES = {"trees": scale_trees, "links": scale_links}
 COUNTS = {
     "workers": (scale_workers, {"merge": 800_000, "dask": 4096}),
     "objects": (scale_objects, {"values": 4096, "far": 1_000_000}),
+    "shards": (scale_shards, {"mebibyte": 64, "16-kibibytes": 4096}),
 }
 """Benchmarks whose parts have a number of chunks each."""
 

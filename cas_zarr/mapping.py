@@ -55,7 +55,7 @@ from cas_zarr.tree.keys import (
     split_key,
 )
 from cas_zarr.tree.merge import merge
-from cas_zarr.tree.node import EMPTY, Document, Header, Node, Root, Value
+from cas_zarr.tree.node import EMPTY, Document, Header, Node, Root, Value, chunks_in
 from cas_zarr.tree.shards import TreeReader
 from cas_zarr.tree.values import read_value, write_value
 from cas_zarr.tree.view import TreeView, box_cid
@@ -257,10 +257,7 @@ class CASMapping(MutableMapping[str, bytes]):
         kind : str
             Kind of chunk key: ``c/`` (default of v3), ``c.``, ``.`` (default of v2) or ``/``.
         """
-        if self.read_only:
-            raise self._read_only()
-        if self.strict:
-            raise WriteOnceError("a strict mapping binds its keys one by one; use set_value")
+        self._check_bulk()
         with self._lock:
             self._adopt(link(self._settle(), path, coordinates, cids, sizes, kind))
 
@@ -281,10 +278,7 @@ class CASMapping(MutableMapping[str, bytes]):
         sizes : array of integers, shape (n,)
             Bytes of the values.
         """
-        if self.read_only:
-            raise self._read_only()
-        if self.strict:
-            raise WriteOnceError("a strict mapping binds its keys one by one; use set_value")
+        self._check_bulk()
         with self._lock:
             self._adopt(link_keys(self._settle(), keys, cids, sizes))
 
@@ -647,6 +641,12 @@ class CASMapping(MutableMapping[str, bytes]):
             return None
         return parse_layout(self._state[0].document_bytes(document))
 
+    def _check_bulk(self) -> None:
+        if self.read_only:
+            raise self._read_only()
+        if self.strict:
+            raise WriteOnceError("a strict mapping binds its keys one by one; use set_value")
+
     def _check_deletable(self) -> None:
         if self.read_only:
             raise self._read_only()
@@ -693,11 +693,4 @@ def _bytes_of(data: Any) -> memoryview | bytes:
 
 def _settle_at(root: Root) -> int:
     """Return how many changes are held at most before they are applied to the tree."""
-    return min(max(_SETTLE_AT, _chunks_in(root.node) // 4), _SETTLE_BY)
-
-
-def _chunks_in(node: Node) -> int:
-    """Count the chunks that are known without opening a block."""
-    return sum(tree.chunks for tree in node.trees.values()) + sum(
-        _chunks_in(inner) for inner in node.nodes.values()
-    )
+    return min(max(_SETTLE_AT, chunks_in(root.node) // 4), _SETTLE_BY)

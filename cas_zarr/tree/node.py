@@ -52,6 +52,7 @@ __all__ = [
     "Root",
     "ShardRef",
     "Value",
+    "chunks_in",
     "document_text",
 ]
 
@@ -421,3 +422,10 @@ def _only(members: Mapping[str, Any], known: Any, what: str) -> None:
     for name in members:
         if name not in known:
             raise FormatError(f"{what} has {name[:40]!r}, which format version 1 does not know")
+
+
+def chunks_in(node: Node) -> int:
+    """Count the chunks in a node and below it that are known without opening a block."""
+    return sum(tree.chunks for tree in node.trees.values()) + sum(
+        chunks_in(inner) for inner in node.nodes.values()
+    )
