@@ -188,7 +188,7 @@ def repoint(
         If nothing at `old` is referred to.
     """
     repository._check_writable()
-    before, after = _absolute(os.fspath(old), "."), _absolute(os.fspath(new), ".")
+    before, after = (_absolute(os.fspath(one), ".").rstrip("/") for one in (old, new))
     count = _references_of(repository).repoint(before, after)
     if not count:
         places = ", ".join(report.location for report in list_sources(repository)[:8]) or "nothing"

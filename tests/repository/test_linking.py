@@ -205,7 +205,7 @@ def test_a_source_that_moved_is_named_and_can_be_looked_for_elsewhere(tmp_path: 
         repoint(repository, tmp_path / "wrong", tmp_path / "elsewhere")
     with pytest.raises(ReadOnlyError):
         repoint(Repository.open(tmp_path / "links", read_only=True), "a", "b")
-    assert repoint(repository, tmp_path / "source", tmp_path / "elsewhere") == source.blocks
+    assert repoint(repository, f"{tmp_path}/source/", tmp_path / "elsewhere") == source.blocks
     assert same(read(tmp_path / "links"), data)
     assert repository.verify(data=True).ok
     assert list_sources(repository)[0].missing == ()
