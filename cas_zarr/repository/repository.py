@@ -14,6 +14,7 @@ from cas_zarr.repository.expiring import expire
 from cas_zarr.repository.exporting import export
 from cas_zarr.repository.gc import collect, repack
 from cas_zarr.repository.history import LogEntry, log
+from cas_zarr.repository.linking import link, list_sources, repoint
 from cas_zarr.repository.merging import cherry_pick, merge, rebase, revert
 from cas_zarr.repository.moving import guarded, move_tag, rename_branch, reset
 from cas_zarr.repository.names import check_name
@@ -179,6 +180,12 @@ class Repository(RepositoryBase):
     fetch_paths = fetch_paths
     export = export
     import_car = import_car
+
+    # -- data that lie elsewhere ------------------------------------------------------------------
+
+    link = link
+    link_sources = list_sources
+    repoint = repoint
 
     # -- IPFS -----------------------------------------------------------------------------------
 
