@@ -80,14 +80,14 @@ def far(folder: Path, chunks: int) -> list[Figure]:
             _linked(session.prepare(), side)
             session.commit("a grid")
         repo.close()
-        proxy.delay = DELAY
+        proxy.latency = DELAY
         options["storage_options"] = server.options(endpoint=proxy.url)
         place = side // 2, side // 2, side // 2 * 2 + 1
         read: list[Any] = []
         proxy.taken()
 
         def once() -> None:
-            with CASStore(url, version="main", **options) as store:
+            with CASStore(url, read_only=True, **options) as store:
                 read.append(zarr.open_array(store, path="data", mode="r")[place])
 
         took = timed(once)
