@@ -334,6 +334,8 @@ class RepositoryBase(Closing):
     def _open_bucket(self, objects: Objects) -> BlockStore:
         cache = self.sources.keep([objects.server or objects.url])
         behind = ObjectStoreBlocks(objects, read_only=self.read_only)
+        assert isinstance(self.refs, BucketRefs)
+        self.refs.keep_roots(cache)
         return blocks_for(self.refs, FrontedBlocks(cache, behind), sources=self.sources)
 
     @classmethod

@@ -5,6 +5,7 @@
     cas-zarr.json     what this is, as in a folder
     blocks/…          the blocks, an object each (`cas_zarr.blocks.objectstore`)
     refs/heads/….ref  refs/tags/….ref  refs/conflicts/….ref
+    refs/heads/….root the root document that a branch leads to, or led to before its last move
     refs/log/<time>-<random>
                       what moves of refs replaced: a line, or what a log was rewritten to
     refs/gc.ref       the record of the collection of garbage
@@ -31,9 +32,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.objects import Objects, Token
 from cas_zarr.blocks.waiting import map_waiting
-from cas_zarr.cid import HashFunction
+from cas_zarr.cid import DAG_JSON, CidBytes, HashFunction, cid_of
 from cas_zarr.errors import (
     CasZarrError,
     FormatError,
@@ -43,7 +45,7 @@ from cas_zarr.errors import (
 )
 from cas_zarr.repository.folder import MARKER, decode_marker, encode_marker
 from cas_zarr.repository.names import check_name
-from cas_zarr.repository.records import MAX_REF_BYTES
+from cas_zarr.repository.records import MAX_REF_BYTES, Branch
 from cas_zarr.repository.refs import (
     GC,
     LOG,
@@ -59,6 +61,8 @@ __all__ = ["BucketRefs", "make_bucket"]
 
 _FOLDER: Final = "refs"
 _END: Final = ".ref"
+_ROOT: Final = ".root"
+_MAX_ROOT: Final = 1 << 17  # bytes; a larger one is worth a round trip of its own
 _REMOTES: Final = "remotes"
 
 _WRITES: Final = 32  # that an object tells; more are not made while an answer is waited for
@@ -100,6 +104,8 @@ class BucketRefs(Refs):
     def __init__(self, objects: Objects, *, read_only: bool = False) -> None:
         self.objects = objects
         self.read_only = read_only
+        self._documents: BlockStore | None = None
+        self._root: tuple[CidBytes, bytes] | None = None  # of the branch that was asked for first
         self._seen: dict[str, _Version] = {}  # as they were read last
         self._ahead: dict[str, _Version] = {}
         self._remotes: list[str] | None = None
@@ -128,6 +134,7 @@ class BucketRefs(Refs):
         if first and not self.read_only:
             paths.append(GC)
         marker: list[bytes | None] = [None]
+        root: list[memoryview | None] = [None]
         ahead: dict[str, _Version] = {}
 
         def read_marker() -> None:
@@ -137,17 +144,32 @@ class BucketRefs(Refs):
         def read_ahead(path: str) -> None:
             ahead[path] = self._look(path)
 
+        def read_root() -> None:
+            with suppress(CasZarrError):  # it can be read as a block
+                root[0] = self.objects.get(_root_name(f"heads/{first}"), limit=_MAX_ROOT)
+
         def list_remotes() -> None:
             self._remotes = self._list_remotes()
 
         asks: list[Callable[[], None]] = [read_marker, list_remotes]
         asks += [partial(read_ahead, path) for path in paths]
+        if first:
+            asks.append(read_root)
         map_waiting(lambda ask: ask(), asks)
         if marker[0] is None:
             self._remotes = None
             return None
         self._ahead, self._until = ahead, time.monotonic() + _FRESH
-        return decode_marker(marker[0], self.objects.url)
+        function = decode_marker(marker[0], self.objects.url)
+        if root[0] is not None:
+            self._root = cid_of(DAG_JSON, function, root[0]), bytes(root[0])
+        return function
+
+    def keep_roots(self, documents: BlockStore) -> None:
+        """Keep root documents there, which come with branches and go with them."""
+        self._documents = documents
+        if self._root is not None:
+            documents.put(*self._root)
 
     def check_marker(self) -> None:
         """Raise FormatError if the marker is missing, or not as it was written."""
@@ -201,8 +223,10 @@ class BucketRefs(Refs):
         """Replace a version of a ref; False if it is not the one that is there."""
         # After the version was read: a collection that has announced itself and then replaced all
         # refs by their like knows that nobody moves one under an older record.
-        if guard is not UNGUARDED and self._look(GC).record != guard:
-            raise collected_meanwhile(self.location)
+        asks = [partial(self._note_root, path, new)]
+        if guard is not UNGUARDED:
+            asks.insert(0, partial(self._check_guard, guard))
+        map_waiting(lambda ask: ask(), asks)
         if seen.record is None and new is not None:
             self._check_room(path)
         entry = "" if line is None else self._add_to_log(line)
@@ -212,6 +236,24 @@ class BucketRefs(Refs):
             with suppress(CasZarrError):  # a move that never came to be may be told
                 self.objects.delete([entry])
         return False
+
+    def _check_guard(self, guard: bytes | None) -> None:
+        if self._look(GC).record != guard:
+            raise collected_meanwhile(self.location)
+
+    def _note_root(self, path: str, new: bytes | None) -> None:
+        """Put the root document that a branch will lead to beside it, for its next reader.
+
+        It is known by its own bytes: one that is old, or of a move that failed, does no harm.
+        """
+        if self._documents is None or new is None or not path.startswith("heads/"):
+            return
+        with suppress(CasZarrError):  # it can be read as a block
+            root = Branch.from_block(new).work
+            found = {} if root is None else self._documents.get_held([root])
+            for data in found.values():
+                if len(data) <= _MAX_ROOT:
+                    self.objects.replace(_root_name(path), data)
 
     def _put(self, path: str, seen: _Version, new: bytes | None) -> bool:
         self._seen.pop(path, None)
@@ -359,6 +401,10 @@ def _version(data: bytes, token: Token | None) -> _Version:
 
 def _name(path: str) -> str:
     return f"{_FOLDER}/{path}{_END}"
+
+
+def _root_name(path: str) -> str:
+    return f"{_FOLDER}/{path}{_ROOT}"
 
 
 def _tail(writes: tuple[bytes, ...]) -> bytes:

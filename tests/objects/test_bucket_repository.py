@@ -19,7 +19,7 @@ import zarr
 from cas_zarr import CASStore, Repository
 from cas_zarr.blocks.cache import CacheBlocks
 from cas_zarr.blocks.objects import Objects
-from cas_zarr.cid import CidBytes, format_cid
+from cas_zarr.cid import BLAKE3, RAW, CidBytes, cid_of, format_cid
 from cas_zarr.errors import (
     ConflictError,
     InvalidArgumentError,
@@ -27,6 +27,7 @@ from cas_zarr.errors import (
     RemoteError,
     RepositoryNotFoundError,
 )
+from cas_zarr.repository.bucket import BucketRefs
 from cas_zarr.repository.faraway import Sources
 from cas_zarr.repository.history import ancestors
 from objects.faults import Faults
@@ -201,33 +202,64 @@ def test_a_public_bucket_that_may_not_be_listed_can_be_read(
 # -- round trips --------------------------------------------------------------------------------
 
 
-def test_a_large_array_opens_and_gives_a_chunk_in_four_round_trips(
+def test_a_dataset_of_a_million_chunks_opens_and_gives_one_in_four_round_trips(
     versitygw: VersityGw, faults: Faults, url: str, tmp_path: Path
 ) -> None:
-    side = 64
+    side = 100
+    value = np.array([7], "<i4").tobytes()
+    cid = cid_of(RAW, BLAKE3, value)
+    coordinates = np.stack(np.indices((side, side, side)), -1).reshape(-1, 3)
+    cids = np.tile(np.frombuffer(cid, np.uint8), (len(coordinates), 1))
+    cids[:, 4:12] = np.arange(len(coordinates), dtype="<u8").view(np.uint8).reshape(-1, 8)
+    cids[333_333] = np.frombuffer(cid, np.uint8)  # the chunk that is read is there
     with _opened(versitygw, url, create=True) as repo:
         store = CASStore(repo)
-        array = zarr.create_array(
-            store, name="t", shape=(side, side), chunks=(1, 1), dtype="i4", compressors=None
+        zarr.create_array(
+            store, name="t", shape=(side,) * 3, chunks=(1, 1, 1), dtype="i4", compressors=None
         )
-        array[:] = np.arange(side * side).reshape(side, side)
-        store.commit("all")
+        store.mapping.blocks.put(cid, value)
+        sizes = np.full(len(cids), len(value), np.uint64)
+        store.mapping.set_links("t", coordinates, cids, sizes)
+        store.flush()
     faults.taken()
     faults.latency = 0.3
-    cache = tmp_path / "cache"
     options = versitygw.options(endpoint=faults.url)
-    for times in range(2):
-        store = CASStore(url, storage_options=options, read_only=True, cache=cache)
-        assert faults.busiest == 3
+    with CASStore(url, storage_options=options, read_only=True, cache=tmp_path / "cache") as store:
+        assert faults.busiest == 4
         array = zarr.open_array(store, path="t", mode="r")
-        assert array[33, 44] == 33 * side + 44
-        first, rest = (requests := faults.taken())[:3], requests[3:]
+        assert array[33, 33, 33] == 7
+        first, rest = (requests := faults.taken())[:4], requests[4:]
         told = {request.path.rpartition("/weather/")[2] for request in first}
-        assert {"cas-zarr.json", "refs/heads/main.ref"} < told
-        # The root, a page and the chunk; the second time they are in the cache.
-        assert [request.method for request in rest] == ["GET"] * 3 * (times == 0)
+        assert {"cas-zarr.json", "refs/heads/main.ref", "refs/heads/main.root"} < told
+        # After all that at once: two pages, and the chunk.
+        assert [request.method for request in rest] == ["GET"] * 3
         assert store.session.repository is not None
         store.session.repository.close()
+    with CASStore(url, storage_options=options, read_only=True, cache=tmp_path / "cache") as store:
+        assert zarr.open_array(store, path="t", mode="r")[33, 33, 33] == 7
+        assert len(faults.taken()) == 4  # the branch; all else is in the cache
+        assert store.session.repository is not None
+        store.session.repository.close()
+
+
+def test_a_root_beside_a_branch_is_a_hint(versitygw: VersityGw, url: str) -> None:
+    """It is taken for what its bytes are: an old, a false or a missing one costs a round trip."""
+    with _opened(versitygw, url, create=True) as repo:
+        _commit(repo, _array(3))
+        assert isinstance(repo.refs, BucketRefs)
+        objects = repo.refs.objects
+        name = "refs/heads/main.root"
+        old = objects.get(name, limit=1 << 20)
+        assert old is not None
+        assert old == repo.blocks.get(repo.resolve("main").root)
+        _commit(repo, _array(4))
+    for hint in (old, b"{}", b"no document", None):
+        if hint is None:
+            objects.delete([name])
+        else:
+            objects.replace(name, bytes(hint))
+        with _opened(versitygw, url, read_only=True) as repo:
+            assert _contents(repo) == _array(4)
 
 
 def test_a_commit_of_a_chunk_takes_few_requests(
@@ -241,9 +273,9 @@ def test_a_commit_of_a_chunk_takes_few_requests(
         session.commit("one chunk")
     requests = faults.taken()
     # The chunk, a page, the root and the commit; a look at the branch, two at the record of
-    # collections; the log and the branch.
+    # collections, at the second one the root for the branch's next reader; the log and the branch.
     assert len([one for one in requests if "/blocks/" in one.path]) == 4
-    assert len(requests) <= 9
+    assert len(requests) <= 10
     assert [one.path.rpartition("/refs/")[2][:4] for one in requests][-2:] == ["log/", "head"]
 
 
