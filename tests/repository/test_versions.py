@@ -458,7 +458,7 @@ def test_opening(tmp_path: Path) -> None:
         Repository.open(tmp_path / "a" / "b", hash="blake3")
     with pytest.raises(InvalidArgumentError, match="md5"):
         Repository.open(tmp_path / "new", hash="md5", create=True)
-    for odd in ("", "s3://bucket/x", "ipfs://bafy", "a\0b", "file://elsewhere/x"):
+    for odd in ("", "sftp://host/x", "ipfs://bafy", "a\0b", "file://elsewhere/x"):
         with pytest.raises(InvalidArgumentError):
             Repository.open(odd, create=True)
     (tmp_path / "file").write_text("x")
