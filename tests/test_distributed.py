@@ -235,6 +235,10 @@ def test_append_and_region(tmp_path: Path) -> None:
 )
 @pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part")
 def test_options_are_those_of_to_zarr(tmp_path: Path, options: dict[str, Any]) -> None:
+    if zarr.__version__ == "3.1.0" and "write_empty_chunks" in str(options):
+        pytest.skip(
+            "with zarr 3.1.0 xarray writes no empty chunks into a region, whatever is asked"
+        )
     lazy = xr.Dataset({"v": ("x", np.full(10, np.nan))}).chunk(x=5)
     with CASStore(tmp_path / "x.cas") as ours, CASStore(tmp_path / "y.cas") as theirs:
         to_cas(lazy, ours, **options)
@@ -442,7 +446,7 @@ def test_what_is_written_meanwhile_is_kept_under_no_wrong_name(
     def late(block: np.ndarray) -> np.ndarray:
         return np.asarray(block) + 0
 
-    class Late(zarr.Array[Any]):
+    class Late(zarr.Array):  # type: ignore[type-arg]
         def __getitem__(self, place: Any) -> Any:
             array[:] = 2  # after its name was found
             return super().__getitem__(place)
@@ -453,6 +457,7 @@ def test_what_is_written_meanwhile_is_kept_under_no_wrong_name(
     assert kept(array).compute().tolist() == [1, 1]
 
 
+@pytest.mark.filterwarnings("ignore:The codec `vlen-utf8` is currently not part")
 def test_results_that_would_be_pickled_are_given_and_not_kept(
     store: CASStore, tmp_path: Path
 ) -> None:
