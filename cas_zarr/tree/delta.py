@@ -85,11 +85,6 @@ class Delta:
     def __bool__(self) -> bool:
         return bool(self.chunks or self.values or self.docs or self.cleared)
 
-    def __len__(self) -> int:
-        """Return how many keys were set and deleted."""
-        chunks = sum(len(one.codes) + len(one.deletes) for one in self.chunks)
-        return chunks + len(self.values) + len(self.docs)
-
     @property
     def structural(self) -> bool:
         """Whether more than values changed, so that keys may belong elsewhere than before."""

@@ -6,7 +6,6 @@ import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ import numpy as np
 import obstore
 import pytest
 import zarr
+from repository.syncing import commit, contents
 
 from cas_zarr import CASStore, Repository
 from cas_zarr.blocks.cache import CacheBlocks
 from cas_zarr.blocks.objects import Objects
-from cas_zarr.cid import BLAKE3, RAW, CidBytes, cid_of, format_cid
+from cas_zarr.cid import BLAKE3, RAW, cid_of, format_cid
 from cas_zarr.errors import (
     ConflictError,
     InvalidArgumentError,
@@ -54,23 +54,6 @@ def url(prefix: str) -> str:
 def _opened(server: S3Server, url: str, endpoint: str = "", **options: Any) -> Repository:
     storage = server.options(endpoint=endpoint or server.url)
     return Repository.open(url, storage_options=storage, **options)
-
-
-def _commit(
-    repo: Repository, values: Mapping[str, bytes | None], message: str = "", branch: str = "main"
-) -> CidBytes:
-    with repo.session(branch) as session:
-        mapping = session.prepare()
-        for key, value in values.items():
-            if value is None:
-                mapping.discard(key)
-            else:
-                mapping.set_value(key, value)
-        return session.commit(message)
-
-
-def _contents(repo: Repository, version: str | CidBytes = "main") -> dict[str, bytes]:
-    return {key: bytes(value) for key, value in repo.at(version).items()}
 
 
 def _array(count: int = 10, seed: int = 0) -> dict[str, bytes]:
@@ -115,11 +98,11 @@ def test_a_prefix_without_a_marker_is_no_repository_and_can_become_one(
         with pytest.raises(RepositoryNotFoundError, match=f"no repository at {url}"):
             _opened(s3, url, **options)
     with _opened(s3, url, create=True, hash="sha2-256") as repo:
-        _commit(repo, _array())
+        commit(repo, _array())
         assert repo.hash == "sha2-256"
     with _opened(s3, f"{url}/") as again:  # made once
         assert again.hash == "sha2-256"
-        assert _contents(again) == _array()
+        assert contents(again) == _array()
     with pytest.raises(InvalidArgumentError, match="uses sha2-256, not blake3"):
         _opened(s3, url, hash="blake3")
     assert bytes(obstore.get(s3.store(), f"{path}/notes.txt").bytes()) == b"of someone else"
@@ -154,13 +137,13 @@ def test_a_store_of_obstore_is_a_place(s3: S3Server, prefix: str) -> None:
     store = s3.store(prefix=f"{prefix}/inner")
     with Repository.open(store, create=True) as repo:
         assert repo.location == f"s3://{BUCKET}/{prefix}/inner"
-        _commit(repo, _array(), "one")
+        commit(repo, _array(), "one")
         sources = pickle.loads(pickle.dumps(repo.sources))
     with _opened(s3, f"s3://{BUCKET}/{prefix}/inner") as by_url:
-        assert _contents(by_url) == _array()
+        assert contents(by_url) == _array()
     with Repository.open_from(repo.location, sources, read_only=False) as again:
-        assert _contents(again) == _array()
-        _commit(again, {"a/c/0": b"new"}, "two")
+        assert contents(again) == _array()
+        commit(again, {"a/c/0": b"new"}, "two")
     with Repository.open_from(repo.location, repo.sources) as reader:
         assert [entry.commit.message for entry in reader.log()] == ["two", "one"]
     with pytest.raises(InvalidArgumentError, match="is no store of obstore"):
@@ -169,7 +152,7 @@ def test_a_store_of_obstore_is_a_place(s3: S3Server, prefix: str) -> None:
 
 def test_what_is_told_holds_no_credentials(versitygw: VersityGw, url: str) -> None:
     with _opened(versitygw, url, create=True) as repo:
-        _commit(repo, _array())
+        commit(repo, _array())
         for shown in (repr(repo), repr(repo.sources), repr(repo.blocks), str(CASStore(repo))):
             assert SECRET not in shown
             assert KEY not in shown
@@ -184,7 +167,7 @@ def test_a_public_bucket_that_may_not_be_listed_can_be_read(
     versitygw: VersityGw, faults: Faults, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with _opened(versitygw, url, create=True) as repo:
-        _commit(repo, _array())
+        commit(repo, _array())
     real = faults.begun
 
     def begun(handler: Any, size: int) -> str:
@@ -192,7 +175,7 @@ def test_a_public_bucket_that_may_not_be_listed_can_be_read(
 
     monkeypatch.setattr(faults, "begun", begun)
     with _opened(versitygw, url, faults.url, read_only=True) as reader:
-        assert _contents(reader) == _array()
+        assert contents(reader) == _array()
         with pytest.raises(RemoteError, match="denied"):
             reader.branches()
     with pytest.raises(RemoteError, match="denied"):
@@ -245,28 +228,28 @@ def test_a_dataset_of_a_million_chunks_opens_and_gives_one_in_four_round_trips(
 def test_a_root_beside_a_branch_is_a_hint(versitygw: VersityGw, url: str) -> None:
     """It is taken for what its bytes are: an old, a false or a missing one costs a round trip."""
     with _opened(versitygw, url, create=True) as repo:
-        _commit(repo, _array(3))
+        commit(repo, _array(3))
         assert isinstance(repo.refs, BucketRefs)
         objects = repo.refs.objects
         name = "refs/heads/main.root"
         old = objects.get(name, limit=1 << 20)
         assert old is not None
         assert old == repo.blocks.get(repo.resolve("main").root)
-        _commit(repo, _array(4))
+        commit(repo, _array(4))
     for hint in (old, b"{}", b"no document", None):
         if hint is None:
             objects.delete([name])
         else:
             objects.replace(name, bytes(hint))
         with _opened(versitygw, url, read_only=True) as repo:
-            assert _contents(repo) == _array(4)
+            assert contents(repo) == _array(4)
 
 
 def test_a_commit_of_a_chunk_takes_few_requests(
     versitygw: VersityGw, faults: Faults, url: str
 ) -> None:
     with _opened(versitygw, url, faults.url, create=True) as repo:
-        _commit(repo, _array(900))
+        commit(repo, _array(900))
         session = repo.session()
         session.prepare().set_value("a/c/5", b"new")
         faults.taken()
@@ -327,15 +310,15 @@ def _check_race(repo: Repository, clients: int, times: int) -> None:
         for number in range(clients)
         for turn in range(times)
     }
-    assert _contents(repo) == {**_array(0), **chunks}
+    assert contents(repo) == {**_array(0), **chunks}
     assert repo.verify(data=True).ok
     told = [move.why.removeprefix("commit: ") for move in repo.reflog("main")]
     assert sorted(told) == sorted([*expected, "begin"])
 
 
-def test_two_clients_of_one_branch_lose_no_commit(s3: S3Server, url: str) -> None:
+def test_two_clients_of_one_branch_lose_nocommit(s3: S3Server, url: str) -> None:
     with _opened(s3, url, create=True) as repo:
-        _commit(repo, _array(0), "begin")
+        commit(repo, _array(0), "begin")
         _race([_opened(s3, url) for _ in range(2)], 5)
         _check_race(repo, 2, 5)
 
@@ -346,7 +329,7 @@ def test_many_commits_of_two_clients_through_a_bad_network(
     versitygw: VersityGw, faults: Faults, url: str, share: float
 ) -> None:
     with _opened(versitygw, url, create=True) as repo:
-        _commit(repo, _array(0), "begin")
+        commit(repo, _array(0), "begin")
         faults.at_random(share, 3)
         _race([_opened(versitygw, url, faults.url) for _ in range(2)], 25)
         _check_race(repo, 2, 25)
@@ -354,7 +337,7 @@ def test_many_commits_of_two_clients_through_a_bad_network(
 
 def test_what_both_changed_is_a_conflict_and_nothing_is_lost(s3: S3Server, url: str) -> None:
     with _opened(s3, url, create=True) as repo, _opened(s3, url) as other:
-        _commit(repo, _array(), "begin")
+        commit(repo, _array(), "begin")
         one, two = repo.session(), other.session()
         one.prepare().set_value("a/c/0", b"one")
         two.prepare().set_value("a/c/0", b"two")
@@ -363,8 +346,8 @@ def test_what_both_changed_is_a_conflict_and_nothing_is_lost(s3: S3Server, url: 
             two.commit("two")
         (name,) = repo.refs.all_kept()
         assert name in str(caught.value)
-        assert _contents(repo)["a/c/0"] == b"one"
-        assert _contents(repo, name)["a/c/0"] == b"two"
+        assert contents(repo)["a/c/0"] == b"one"
+        assert contents(repo, name)["a/c/0"] == b"two"
         two.discard()
         other.refs.forget(name)
         assert repo.refs.all_kept() == []
@@ -398,7 +381,7 @@ session.commit("killed")
 @pytest.mark.slow
 def test_a_writer_that_is_killed_leaves_what_was_there(versitygw: VersityGw, url: str) -> None:
     with _opened(versitygw, url, create=True) as repo:
-        before = _commit(repo, _array(), "begin")
+        before = commit(repo, _array(), "begin")
         at = 0
         while True:
             at += 1
@@ -407,14 +390,14 @@ def test_a_writer_that_is_killed_leaves_what_was_there(versitygw: VersityGw, url
             record = repo.refs.branch("main")
             assert record is not None
             assert repo.verify(data=True).ok
-            assert _contents(repo, before) == _array()
+            assert contents(repo, before) == _array()
             if ended == 0:
                 break
             assert record.commit == before
-            assert _contents(repo) == _array()
+            assert contents(repo) == _array()
         assert at > 8  # blocks, the line of the log, and the branch
         assert record.commit != before
-        assert _contents(repo)["a/c/4"] == b"killed\4"
+        assert contents(repo)["a/c/4"] == b"killed\4"
         assert [entry.commit.message for entry in repo.log()] == ["killed", "begin"]
 
 
@@ -446,10 +429,10 @@ def test_what_is_left_is_flushed_at_the_exit_of_the_interpreter(
 
 def _history(repo: Repository) -> None:
     """Make branches that went apart, a tag, and a merge."""
-    _commit(repo, _array(40), "begin")
+    commit(repo, _array(40), "begin")
     repo.create_branch("side/a")
-    _commit(repo, {"a/c/1": b"of the side"}, "side", "side/a")
-    _commit(repo, {"a/c/2": b"of main", "a/c/39": None}, "main")
+    commit(repo, {"a/c/1": b"of the side"}, "side", "side/a")
+    commit(repo, {"a/c/2": b"of main", "a/c/39": None}, "main")
     repo.merge("side/a", message="united")
     repo.create_tag("v1.0")
 
@@ -458,8 +441,8 @@ def _all(repo: Repository) -> dict[str, Any]:
     return {
         "branches": {name: record.commit for name, record in repo.branches().items()},
         "tags": repo.tags(),
-        "main": _contents(repo),
-        "old": _contents(repo, "main~1"),
+        "main": contents(repo),
+        "old": contents(repo, "main~1"),
         "history": list(ancestors(repo, "main")),
     }
 
@@ -468,7 +451,7 @@ def test_verbs_work_in_a_bucket_as_in_a_folder(s3: S3Server, url: str, tmp_path:
     with _opened(s3, url, create=True) as repo, Repository.open(tmp_path / "x", create=True) as own:
         for one in (repo, own):
             _history(one)
-        assert _contents(repo) == _contents(own)
+        assert contents(repo) == contents(own)
         assert [entry.commit.message for entry in repo.log()] == [
             entry.commit.message for entry in own.log()
         ]
@@ -504,23 +487,23 @@ def test_a_bucket_and_folders_are_cloned_into_each_other(
         assert _all(back) == told
         assert back.remotes() == {"origin": url}
         # The options stay with the object, not with the repository.
-        _commit(back, {"a/c/7": b"from the folder"}, "onward")
+        commit(back, {"a/c/7": b"from the folder"}, "onward")
         report = back.push()
         assert report.commits == 1
-        _commit(back, {"a/c/8": b"again"}, "onward")
+        commit(back, {"a/c/8": b"again"}, "onward")
         with _opened(s3, url) as repo:
-            assert _contents(repo)["a/c/7"] == b"from the folder"
-            _commit(repo, {"a/c/9": b"from the bucket"}, "there")
+            assert contents(repo)["a/c/7"] == b"from the folder"
+            commit(repo, {"a/c/9": b"from the bucket"}, "there")
             with pytest.raises(ConflictError, match="pull first"):
                 back.push()
         back.pull()
-        assert _contents(back)["a/c/9"] == b"from the bucket"
+        assert contents(back)["a/c/9"] == b"from the bucket"
         back.push()
     with _opened(s3, url) as repo:
-        assert _contents(repo)["a/c/8"] == b"again"
+        assert contents(repo)["a/c/8"] == b"again"
         assert repo.verify(data=True).ok
     with Repository.clone(url, f"{url}-copy", storage_options=options) as copy:
-        assert _contents(copy)["a/c/8"] == b"again"
+        assert contents(copy)["a/c/8"] == b"again"
 
 
 def test_clones_of_parts_stand_on_buckets_and_in_them(
@@ -528,9 +511,9 @@ def test_clones_of_parts_stand_on_buckets_and_in_them(
 ) -> None:
     options = s3.options()
     with _opened(s3, url, create=True) as repo:
-        _commit(repo, _array(40), "begin")
+        commit(repo, _array(40), "begin")
     with Repository.clone(url, tmp_path / "x", paths="a[0:5]", storage_options=options) as part:
-        assert _contents(part) == _array(40)  # the rest comes from the bucket
+        assert contents(part) == _array(40)  # the rest comes from the bucket
     with (
         Repository.open(tmp_path / "x", storage_options=options) as part,
         Repository.clone(part, f"{url}-part", paths="a[0:3]", storage_options=options) as two,
@@ -550,8 +533,8 @@ def test_damage_in_the_bucket_is_found_behind_a_cache_and_repaired(
     options = s3.options()
     cache = tmp_path / "cache"
     with Repository.open(url, create=True, storage_options=options, cache=cache) as repo:
-        _commit(repo, _array(), "begin")
-        assert _contents(repo) == _array()
+        commit(repo, _array(), "begin")
+        assert contents(repo) == _array()
         whole = Repository.clone(repo, tmp_path / "whole")
         names = [
             name
@@ -560,7 +543,7 @@ def test_damage_in_the_bucket_is_found_behind_a_cache_and_repaired(
         ]
         obstore.put(s3.store(), names[3], b"xxx")
         obstore.delete(s3.store(), [names[4]])
-        assert _contents(repo) == _array()  # from the cache
+        assert contents(repo) == _array()  # from the cache
         report = repo.verify(data=True)
         assert not report.ok
         found = {format_cid(one.cid) for one in report.damaged if one.cid is not None}
@@ -583,11 +566,11 @@ def test_a_cache_that_is_damaged_or_full_costs_requests_and_nothing_else(
 ) -> None:
     values = {f"a/c/{number}": bytes([number]) * 30_000 for number in range(60)}
     with _opened(versitygw, url, create=True) as repo:
-        _commit(repo, _array(0) | values, "begin")
+        commit(repo, _array(0) | values, "begin")
     cache = (tmp_path / "cache", 1 << 20)
     for _ in range(3):
         with _opened(versitygw, url, faults.url, cache=cache, read_only=True) as reader:
-            assert _contents(reader) == _array(0) | values
+            assert contents(reader) == _array(0) | values
         assert sum(file.stat().st_size for file in cache[0].iterdir()) < 2 << 20
         for pack in cache[0].glob("*.car"):
             data = bytearray(pack.read_bytes())
