@@ -113,7 +113,7 @@ class CacheBlocks(LocalBlocks):
         self._rotten.add(cid[-34:])
         return None
 
-    def _read_into(self, cid: CidBytes, out: memoryview) -> bool:
+    def _read_into(self, cid: CidBytes, out: memoryview) -> int:
         with suppress(CorruptBlockError, StorageError):
             return super()._read_into(cid, out)
         self._rotten.add(cid[-34:])

@@ -57,7 +57,7 @@ class FrontedBlocks(BlockStore):
     def _read(self, cid: CidBytes) -> BytesLike | None:
         return self.tier._read(cid)
 
-    def _read_into(self, cid: CidBytes, out: memoryview) -> bool:
+    def _read_into(self, cid: CidBytes, out: memoryview) -> int:
         return self.tier._read_into(cid, out)
 
     def _read_other_copy(self, cid: CidBytes) -> bytes | None:

@@ -220,7 +220,7 @@ class LocalBlocks(CollectableBlocks):
         except OSError as error:
             raise disk.failure(error, f"read block {format_cid(cid)}", source.path) from error
 
-    def _read_into(self, cid: CidBytes, out: memoryview) -> bool:
+    def _read_into(self, cid: CidBytes, out: memoryview) -> int:
         if len(out) <= _GLANCE:  # likely to be in the window
             return super()._read_into(cid, out)
         found = self._find(cid[-KEY_SIZE:])
@@ -239,10 +239,7 @@ class LocalBlocks(CollectableBlocks):
             return True
         data = self._read(cid) or b""  # held under another codec, or something is wrong
         if len(data) != len(out):
-            raise CorruptBlockError(
-                f"block {format_cid(cid)} in {self.location} has {len(data)} bytes where "
-                f"{len(out)} were expected; run verify, and fetch it again from elsewhere"
-            )
+            raise self._wrong_length(cid, len(data), len(out))
         out[:] = data
         return True
 

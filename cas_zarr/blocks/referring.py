@@ -64,7 +64,7 @@ class ReferringBlocks(LocalBlocks):
             return data
         return self._elsewhere._read(cid) if data is None else data
 
-    def _read_into(self, cid: CidBytes, out: memoryview) -> bool:
+    def _read_into(self, cid: CidBytes, out: memoryview) -> int:
         damaged: CorruptBlockError | None = None
         try:
             if super()._read_into(cid, out):

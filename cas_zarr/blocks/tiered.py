@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TypeAlias, TypeVar
 
-from cas_zarr.blocks.base import BlockStore, checked
+from cas_zarr.blocks.base import VERIFIED, BlockStore, checked
 from cas_zarr.blocks.cache import CacheBlocks, RecentBlocks
 from cas_zarr.blocks.flights import Flights
 from cas_zarr.blocks.memory import MemoryBlocks
@@ -93,11 +93,23 @@ class TieredBlocks(BlockStore):
             return fetched
         return self._fetch(cid) if data is None else data
 
-    def _read_into(self, cid: CidBytes, out: memoryview) -> bool:
-        with suppress(CorruptBlockError):
-            if self.local._read_into(cid, out):
-                return True
-        return super()._read_into(cid, out)
+    def _read_into(self, cid: CidBytes, out: memoryview) -> int:
+        damaged: CorruptBlockError | None = None
+        try:
+            filled = self.local._read_into(cid, out)
+        except CorruptBlockError as error:
+            filled, damaged = 0, error
+        if filled:
+            return filled
+        data = self._fetch(cid)
+        if data is None:
+            if damaged is not None:
+                raise damaged
+            return 0
+        if len(data) != len(out):
+            raise self._wrong_length(cid, len(data), len(out))
+        out[:] = data
+        return VERIFIED
 
     def _read_other_copy(self, cid: CidBytes) -> bytes | None:
         data = self.local._read_other_copy(cid)
