@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ _HELD: Final = 64 << 20  # bytes that wait to be asked for
 _RUNS: Final = 8  # of one array, as when threads read side by side
 _ARRAYS: Final = 64
 _BATCH: Final = 64  # blocks that are handed out together
+_PATIENCE: Final = 0.1  # seconds that a reader may be busy with what it has
 _MARKS: Final = "0123456789./"
 _DIGITS: Final = frozenset("0123456789")
 
@@ -231,16 +233,18 @@ class ReadAhead:
         return _Array(base, form, ChunkTree(view.reader, ref, len(grid)), grid, most)
 
     def _fetch(self, array: _Array, places: Mapping[str, Coordinates], run: Run) -> None:
-        came = run.count
+        came, when = run.count, time.monotonic()
         codes = {name: code_of(place) for name, place in places.items()}
         for cid in _whole_pages(array.tree, sorted(codes.values())):
             if not self._tier.local.has(cid):
                 self._tier.fetch_below([cid], lambda: False)
         names = list(codes)
         for start in range(0, len(names), _BATCH):
-            if start and run.count == came and not any(map(self._coming.get, names)):
+            if run.count != came:
+                came, when = run.count, time.monotonic()
+            idle = time.monotonic() - when > _PATIENCE
+            if start and idle and not any(map(self._coming.get, names)):
                 break  # the reader has what it wanted
-            came = run.count
             batch = names[start : start + _BATCH]
             found = [(name, array.tree.find(codes[name])) for name in batch]
             for name, value in found:
