@@ -1,0 +1,270 @@
+"""Digests of many blobs that lie in the memory of a GPU.
+
+A blob is any run of bytes there: an encoded chunk, a leaf of a value over 1 MiB, a block that was
+read. What is launched on which of them is a `Plan`: NumPy alone, so it is the same for a device and
+for tests that have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cas_zarr.cid import BLAKE3, DIGEST_SIZE, SHA256, HashFunction
+from cas_zarr.errors import InvalidArgumentError
+from cas_zarr.gpu.kernels import cupy, loaded
+
+__all__ = ["Launch", "Level", "Plan", "digest_many", "digest_slab", "make_plan", "prefers_device"]
+
+Integers: TypeAlias = "NDArray[np.integer[Any]] | Sequence[int]"
+
+LEAF = 1024
+"""Bytes of a leaf of BLAKE3."""
+
+# Threads of a block, also named in the sources. With SHA-256 a warp is alone in its block: while
+# there are few blobs, each then has a multiprocessor to itself.
+_THREADS = {"blake3_leaves": 128, "blake3_parents": 128, "sha256_blobs": 32}
+
+# From where on a device is taken to be faster than copying to the host and hashing there. The rule
+# for SHA-256 comes from figures of others for an H100 beside 16 cores, the one for BLAKE3 from
+# what a dozen launches cost. Neither has been measured with these kernels.
+_SHA256_BLOBS = 650
+_BLAKE3_BYTES = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """The pairs of one level of the trees.
+
+    Attributes
+    ----------
+    pairs : int
+        How many there are, over all blobs.
+    rows : int
+        How many blobs have one or more.
+    offset : int
+        Where the table has the first pair of each row, and one number more; the rows' blobs follow.
+    """
+
+    pairs: int
+    rows: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One kernel, how many blocks of how many threads, and its arguments, each of 64 bits."""
+
+    kernel: str
+    blocks: int
+    threads: int
+    arguments: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """How the digests of a batch are computed.
+
+    Attributes
+    ----------
+    function : HashFunction
+    blobs : int
+    leaves : int
+        Leaves of all blobs (BLAKE3; 0 with SHA-256).
+    levels : tuple of Level
+        The levels above the leaves, from below.
+    table : array of int64
+        What the kernels look up: addresses, sizes, then the first leaf of each blob and one number
+        more (BLAKE3) or the blobs in the order of their threads (SHA-256), then the levels.
+    """
+
+    function: HashFunction
+    blobs: int
+    leaves: int
+    levels: tuple[Level, ...]
+    table: NDArray[np.int64]
+
+    @property
+    def scratch(self) -> int:
+        """Bytes of memory needed between the launches: a chaining value for each leaf."""
+        return DIGEST_SIZE * self.leaves if self.levels else 0
+
+    def launches(self, table: int, scratch: int, digests: int) -> list[Launch]:
+        """Return what to launch, one after the other.
+
+        Parameters
+        ----------
+        table, scratch, digests : int
+            Addresses, multiples of 16: of a copy of `table`, of `scratch` bytes, and of 32 bytes a
+            blob, which receive the digests in the order of the blobs.
+        """
+        if not self.blobs:
+            return []
+
+        def at(offset: int) -> int:
+            return table + offset * self.table.itemsize
+
+        blobs = self.blobs
+        addresses, sizes, third = at(0), at(blobs), at(2 * blobs)
+        if self.function == SHA256:
+            return [_launch("sha256_blobs", blobs, third, addresses, sizes, digests)]
+        leaves = (self.leaves, blobs, third, addresses, sizes, scratch, digests)
+        launches = [_launch("blake3_leaves", *leaves)]
+        for number, level in enumerate(self.levels):
+            pairs, rows = at(level.offset), at(level.offset + level.rows + 1)
+            parents = (level.pairs, level.rows, pairs, rows, third, number, scratch, digests)
+            launches.append(_launch("blake3_parents", *parents))
+        return launches
+
+
+def make_plan(addresses: Integers, sizes: Integers, function: HashFunction) -> Plan:
+    """Plan the digests of a batch of blobs.
+
+    Parameters
+    ----------
+    addresses, sizes : sequence of int
+        Where each blob begins in the memory of the device, at any alignment, and its bytes.
+    function : HashFunction
+        BLAKE3 or SHA-256.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there are not as many addresses as sizes, one is negative or no integer, or the hash
+        function has no kernel.
+    """
+    begins, counts = _integers(addresses, "addresses"), _integers(sizes, "sizes")
+    if len(begins) != len(counts):
+        raise InvalidArgumentError(
+            f"a batch has {len(begins)} addresses and {len(counts)} sizes; give one of each a blob"
+        )
+    if function == SHA256:
+        order = np.argsort(-counts, kind="stable")
+        return Plan(function, len(counts), 0, (), np.concatenate([begins, counts, order]))
+    if function != BLAKE3:
+        raise InvalidArgumentError(f"no kernel hashes with {function.name}; use blake3 or sha2-256")
+    nodes = np.maximum(-(-counts // LEAF), 1)  # an empty blob has one leaf, too
+    columns = [begins, counts, _firsts(nodes)]
+    leaves, offset = int(nodes.sum()), 3 * len(counts) + 1
+    levels = []
+    while (rows := np.flatnonzero(nodes > 1)).size:
+        pairs = nodes[rows] // 2
+        levels.append(Level(int(pairs.sum()), len(rows), offset))
+        columns += [_firsts(pairs), rows]
+        offset += 2 * len(rows) + 1
+        nodes = (nodes + 1) // 2  # a node without a neighbour rises as it is
+    return Plan(function, len(counts), leaves, tuple(levels), np.concatenate(columns))
+
+
+def digest_many(
+    addresses: Integers, sizes: Integers, function: HashFunction, *, stream: Any = None
+) -> Any:
+    """Hash many blobs on the current device.
+
+    Parameters
+    ----------
+    addresses, sizes : sequence of int, on the host
+        Where each blob begins in the memory of the device, at any alignment, and its bytes. Memory
+        is read in whole words of four bytes that hold bytes of a blob.
+    function : HashFunction
+        BLAKE3 or SHA-256.
+    stream : cupy.cuda.Stream, optional
+        Where to launch; by default the current one.
+
+    Returns
+    -------
+    cupy.ndarray of uint8, shape (blobs, 32)
+        The digests. They are there once the stream has come so far; until then the blobs stay as
+        they are, and allocated. Nothing is waited for.
+
+    Raises
+    ------
+    InvalidArgumentError
+        See `make_plan`.
+    MissingDependencyError
+        If CuPy is not installed.
+    """
+    plan = make_plan(addresses, sizes, function)
+    array = cupy()
+    with stream or array.cuda.get_current_stream():
+        digests = array.empty((plan.blobs, DIGEST_SIZE), array.uint8)
+        table = array.asarray(plan.table)
+        scratch = array.empty(plan.scratch, array.uint8)
+        kernels = loaded(function)
+        for launch in plan.launches(table.data.ptr, scratch.data.ptr, digests.data.ptr):
+            arguments = tuple(map(np.uint64, launch.arguments))
+            kernels[launch.kernel]((launch.blocks,), (launch.threads,), arguments)
+    return digests
+
+
+def digest_slab(
+    slab: Any, offsets: Integers, sizes: Integers, function: HashFunction, *, stream: Any = None
+) -> Any:
+    """Hash many blobs of one slab; see `digest_many`.
+
+    Parameters
+    ----------
+    slab : cupy.ndarray
+        Contiguous memory of the current device.
+    offsets, sizes : sequence of int, on the host
+        Where each blob begins in the slab, and its bytes.
+    function : HashFunction
+    stream : cupy.cuda.Stream, optional
+
+    Raises
+    ------
+    InvalidArgumentError
+        Also if a blob does not lie within the slab.
+    """
+    begins, counts = _integers(offsets, "offsets"), _integers(sizes, "sizes")
+    if len(begins) == len(counts) and np.any(counts > slab.nbytes - begins):
+        row = int(np.argmax(counts > slab.nbytes - begins))
+        raise InvalidArgumentError(
+            f"blob {row} has {counts[row]} bytes from {begins[row]} on, in a slab of {slab.nbytes} "
+            "bytes; give offsets and sizes within it"
+        )
+    return digest_many(begins + slab.data.ptr, counts, function, stream=stream)
+
+
+def prefers_device(function: HashFunction, sizes: Integers) -> bool:
+    """Tell whether a batch that lies on a device had better be hashed there than on the host.
+
+    BLAKE3 has a thread for each KiB, so a device wins unless the batch is tiny. SHA-256 has one for
+    each blob, so it takes as many blobs as outweigh the cores of the host; blobs of uneven sizes
+    count as many as the longest would be in all.
+    """
+    counts = _integers(sizes, "sizes")
+    total = int(counts.sum())
+    if function == BLAKE3:
+        return total >= _BLAKE3_BYTES
+    return total >= _SHA256_BLOBS * max(int(counts.max(initial=0)), 1)
+
+
+def _launch(kernel: str, *arguments: int) -> Launch:
+    """Return the launch of a kernel with a thread for each piece of work, of which the first
+    argument says how many there are.
+    """
+    threads = _THREADS[kernel]
+    return Launch(kernel, -(-arguments[0] // threads), threads, arguments)
+
+
+def _firsts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where the span of each row begins, and where the last one ends."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+
+
+def _integers(values: Integers, name: str) -> NDArray[np.int64]:
+    try:
+        given = np.asarray(values)
+        found = given.astype(np.int64, casting="same_kind" if given.size else "unsafe")
+    except (OverflowError, TypeError, ValueError):
+        found = np.full(1, -1)
+    if found.ndim != 1 or found.min(initial=0) < 0:
+        raise InvalidArgumentError(
+            f"the {name} of a batch are not a row of integers from 0 to 2^63"
+        )
+    return found
