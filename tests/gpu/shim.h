@@ -33,23 +33,30 @@ static inline unsigned int __byte_perm(unsigned int low, unsigned int high, unsi
   return out;
 }
 
-// Run a kernel whose arguments all have 64 bits.
+// Run the threads `first` up to `first + count` of a kernel whose arguments all have 64 bits, from
+// the last one on if `backwards`: what one launch does must not hang on the order of its threads.
 template <class... T, std::size_t... I>
-static void run(void (*kernel)(T...), unsigned int blocks, unsigned int threads,
-                const unsigned long long* arguments, std::index_sequence<I...>) {
-  blockDim.x = threads;
-  for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++)
-    for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++) kernel((T)arguments[I]...);
+static void run(void (*kernel)(T...), unsigned int block, unsigned long long first,
+                unsigned long long count, bool backwards, const unsigned long long* arguments,
+                std::index_sequence<I...>) {
+  blockDim.x = block;
+  for (unsigned long long i = 0; i < count; i++) {
+    const unsigned long long thread = first + (backwards ? count - 1 - i : i);
+    blockIdx.x = (unsigned int)(thread / block);
+    threadIdx.x = (unsigned int)(thread % block);
+    kernel((T)arguments[I]...);
+  }
 }
 
 template <class... T>
-static void run(void (*kernel)(T...), unsigned int blocks, unsigned int threads,
-                const unsigned long long* arguments) {
-  run(kernel, blocks, threads, arguments, std::index_sequence_for<T...>{});
+static void run(void (*kernel)(T...), unsigned int block, unsigned long long first,
+                unsigned long long count, bool backwards, const unsigned long long* arguments) {
+  run(kernel, block, first, count, backwards, arguments, std::index_sequence_for<T...>{});
 }
 
-#define LAUNCHER(kernel)                                                  \
-  extern "C" void launch_##kernel(unsigned int blocks, unsigned int threads, \
-                                  const unsigned long long* arguments) {  \
-    run(kernel, blocks, threads, arguments);                              \
+#define LAUNCHER(kernel)                                                                          \
+  extern "C" void launch_##kernel(unsigned int block, unsigned long long first,                   \
+                                  unsigned long long count, int backwards,                        \
+                                  const unsigned long long* arguments) {                          \
+    run(kernel, block, first, count, backwards != 0, arguments);                                  \
   }

@@ -1,0 +1,62 @@
+"""The kernels for the host, and the device where there is one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpu.hostkernels import HostKernels, build
+from ipfs.programs import MissingProgramError, brought
+
+from cas_zarr.cid import BLAKE3, SHA256, HashFunction
+
+
+@pytest.fixture(scope="session", params=[BLAKE3, SHA256], ids=lambda function: function.name)
+def function(request: pytest.FixtureRequest) -> HashFunction:
+    """Return each hash function in turn."""
+    found: HashFunction = request.param
+    return found
+
+
+@pytest.fixture(scope="session")
+def compiler() -> Path:
+    """Return the C++ compiler of the host; without it a test is skipped, and fails in CI."""
+
+    def find() -> Path:
+        found = shutil.which("g++")
+        if found is None:
+            raise MissingProgramError("g++ is not on the PATH; install it")
+        return Path(found)
+
+    return brought(find)
+
+
+@pytest.fixture(scope="session")
+def hosts(compiler: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, HostKernels]:
+    """Return the kernels, compiled for the host, by the name of the hash function."""
+    folder = tmp_path_factory.mktemp("kernels")
+    return {
+        function.name: HostKernels(function, build(compiler, function, folder))
+        for function in (BLAKE3, SHA256)
+    }
+
+
+@pytest.fixture(scope="session")
+def host(function: HashFunction, hosts: dict[str, HostKernels]) -> HostKernels:
+    """Return the kernels of each hash function in turn, compiled for the host."""
+    return hosts[function.name]
+
+
+@pytest.fixture(scope="session")
+def device() -> Any:
+    """Return the module cupy where a device can be used; skip elsewhere."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        pytest.skip(f"no device of CUDA can be used: {error}")
+    if not count:
+        pytest.skip("there is no device of CUDA")
+    return cupy
