@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu.hostkernels import HostKernels, build
+from gpu.hostkernels import HostCupy, HostKernels, build
 from ipfs.programs import MissingProgramError, brought
 
 from cas_zarr.cid import BLAKE3, SHA256, HashFunction
+from cas_zarr.gpu import kernels
+from cas_zarr.gpu.kernels import source
 
 
 @pytest.fixture(scope="session", params=[BLAKE3, SHA256], ids=lambda function: function.name)
@@ -38,7 +42,9 @@ def hosts(compiler: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     """Return the kernels, compiled for the host, by the name of the hash function."""
     folder = tmp_path_factory.mktemp("kernels")
     return {
-        function.name: HostKernels(function, build(compiler, function, folder))
+        function.name: HostKernels(
+            function, build(compiler, source(function), folder / f"lib{function.name}.so")
+        )
         for function in (BLAKE3, SHA256)
     }
 
@@ -50,7 +56,31 @@ def host(function: HashFunction, hosts: dict[str, HostKernels]) -> HostKernels:
 
 
 @pytest.fixture(scope="session")
-def device() -> Any:
+def host_cupy(compiler: Path, tmp_path_factory: pytest.TempPathFactory) -> HostCupy:
+    """Return a module cupy that works on the host."""
+    return HostCupy(compiler, tmp_path_factory.mktemp("cupy"))
+
+
+@pytest.fixture(params=["host", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Return a module cupy: one that works on the host, and CuPy where a device can be used."""
+    if request.param == "cuda":
+        yield cuda_device()
+        return
+    host_cupy = request.getfixturevalue("host_cupy")
+    monkeypatch.setitem(sys.modules, "cupy", host_cupy)
+    kernels.loaded.cache_clear()
+    yield host_cupy
+    kernels.loaded.cache_clear()
+
+
+@pytest.fixture
+def cuda() -> Any:
+    """Return the module cupy where a device can be used; skip elsewhere."""
+    return cuda_device()
+
+
+def cuda_device() -> Any:
     """Return the module cupy where a device can be used; skip elsewhere."""
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     try:

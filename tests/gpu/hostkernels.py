@@ -8,24 +8,38 @@ watches, in a child (see test_gpu_hashing.py).
 from __future__ import annotations
 
 import ctypes
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cas_zarr.cid import DIGEST_SIZE, HashFunction, hash_by_name
 from cas_zarr.gpu.hashing import Launch, Plan, make_plan
-from cas_zarr.gpu.kernels import NAMES, source
+from cas_zarr.gpu.kernels import OPTIONS
 
-__all__ = ["EDGES", "HostKernels", "address_of", "aligned", "build", "scattered"]
+__all__ = [
+    "EDGES",
+    "KERNEL",
+    "HostCupy",
+    "HostKernels",
+    "address_of",
+    "aligned",
+    "build",
+    "scattered",
+]
 
 Bytes = NDArray[np.uint8]
 
 SHIM = Path(__file__).with_name("shim.h")
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+
+KERNEL = re.compile(r"__global__ void __launch_bounds__\(\d+\) (\w+)\(")
 
 EDGES = sorted(
     {0, 1, 2, 3, 4, 5, 55, 56, 57, 119, 120, 1000}
@@ -38,14 +52,13 @@ EDGES = sorted(
 """Sizes around which a block, a leaf, a tree or the padding ends."""
 
 
-def build(compiler: Path, function: HashFunction, folder: Path, *options: str) -> Path:
-    """Compile the kernels of a hash function into a shared library in `folder`."""
-    launchers = "\n".join(f"LAUNCHER({name})" for name in NAMES[function.code])
-    code = folder / f"{function.name}.cpp"
-    code.write_text(f'#include "{SHIM}"\n{source(function)}\n{launchers}\n')
-    library = folder / f"lib{function.name}.so"
+def build(compiler: Path, code: str, library: Path, *options: str) -> Path:
+    """Compile CUDA C++ for the host into a shared library, with a launcher of each kernel."""
+    launchers = "\n".join(f"LAUNCHER({name})" for name in KERNEL.findall(code))
+    source = library.with_suffix(".cpp")
+    source.write_text(f'#include "{SHIM}"\n{code}\n{launchers}\n')
     command = [str(compiler), "-std=c++14", "-O2", "-shared", "-fPIC", *WARNINGS, *options]
-    subprocess.run([*command, str(code), "-o", str(library)], check=True)
+    subprocess.run([*command, str(source), "-o", str(library)], check=True)
     return library
 
 
@@ -76,6 +89,19 @@ def scattered(sizes: Sequence[int], seed: int = 0) -> tuple[Bytes, list[int]]:
     return slab, offsets
 
 
+def run_threads(
+    library: ctypes.CDLL, launch: Launch, first: int, count: int, backwards: bool = False
+) -> None:
+    """Run some threads of a launch, one after the other."""
+    getattr(library, f"launch_{launch.kernel}")(
+        ctypes.c_uint(launch.threads),
+        ctypes.c_uint64(first),
+        ctypes.c_uint64(count),
+        ctypes.c_int(backwards),
+        (ctypes.c_uint64 * len(launch.arguments))(*launch.arguments),
+    )
+
+
 class HostKernels:
     """The kernels of one hash function, in a library that `build` made."""
 
@@ -87,16 +113,8 @@ class HostKernels:
         self, launch: Launch, first: int = 0, count: int | None = None, *, backwards: bool = False
     ) -> None:
         """Run a launch, or `count` of its threads from `first` on."""
-        kernel = getattr(self._library, f"launch_{launch.kernel}")
-        arguments = (ctypes.c_uint64 * len(launch.arguments))(*launch.arguments)
         threads = launch.blocks * launch.threads if count is None else count
-        kernel(
-            ctypes.c_uint(launch.threads),
-            ctypes.c_uint64(first),
-            ctypes.c_uint64(threads),
-            ctypes.c_int(backwards),
-            arguments,
-        )
+        run_threads(self._library, launch, first, threads, backwards)
 
     def run(self, plan: Plan, *, backwards: bool = False) -> Bytes:
         """Return the digests that a plan leads to, an array of 32 bytes a blob."""
@@ -113,6 +131,76 @@ class HostKernels:
         return [digest.tobytes() for digest in found]
 
 
+class HostArray(np.ndarray):
+    """An array of NumPy, asked as those of CuPy are."""
+
+    @property
+    def data(self) -> Any:
+        """Return where it lies."""
+        return SimpleNamespace(ptr=address_of(self))
+
+    def get(self) -> NDArray[Any]:
+        """Return it as an array of NumPy."""
+        return np.asarray(self)
+
+
+class HostStream:
+    """A stream, on which everything is done at once."""
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        pass
+
+    def __enter__(self) -> HostStream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        """Wait for nothing."""
+
+
+class HostCupy:
+    """What hashing asks of the module cupy, with memory of the host and kernels for the host."""
+
+    uint8 = np.uint8
+    cuda = SimpleNamespace(Stream=HostStream, get_current_stream=HostStream)
+
+    def __init__(self, compiler: Path, folder: Path) -> None:
+        self._compiler, self._folder = compiler, folder
+        self._libraries: dict[str, ctypes.CDLL] = {}
+
+    @staticmethod
+    def empty(shape: int | tuple[int, ...], dtype: type[np.uint8]) -> HostArray:
+        """Return memory."""
+        return aligned(int(np.prod(shape))).view(dtype).reshape(shape).view(HostArray)
+
+    @staticmethod
+    def asarray(values: NDArray[Any]) -> HostArray:
+        """Return a copy."""
+        copied = aligned(values.nbytes).view(values.dtype).reshape(values.shape)
+        copied[:] = values
+        return copied.view(HostArray)
+
+    def RawModule(self, code: str, options: tuple[str, ...]) -> Any:
+        """Return a module whose functions are launched as those of CuPy are."""
+        assert options == OPTIONS
+        if code not in self._libraries:
+            path = self._folder / f"libkernels{len(self._libraries)}.so"
+            self._libraries[code] = ctypes.CDLL(str(build(self._compiler, code, path)))
+        library = self._libraries[code]
+
+        def get_function(name: str) -> Callable[..., None]:
+            def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+                assert all(type(argument) is np.uint64 for argument in arguments)
+                launched = Launch(name, grid[0], block[0], tuple(map(int, arguments)))
+                run_threads(library, launched, 0, grid[0] * block[0])
+
+            return launch
+
+        return SimpleNamespace(get_function=get_function)
+
+
 def main(name: str, library: str, overrun: str = "0") -> None:
     """Hash blobs of all edges, each in an allocation that its words fill."""
     function = hash_by_name(name)
@@ -127,6 +215,9 @@ def main(name: str, library: str, overrun: str = "0") -> None:
             sizes.append(size)
             expected.append(function.digest(memory[skip : skip + size]))
     sizes[-1] += int(overrun)
+    addresses.append(1)  # nothing of an empty blob is read, so it may lie anywhere
+    sizes.append(0)
+    expected.append(function.digest(b""))
     if HostKernels(function, Path(library)).digest_many(addresses, sizes) != expected:
         sys.exit("digests differ")
     print("digests agree")
