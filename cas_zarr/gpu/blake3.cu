@@ -57,14 +57,14 @@ __device__ __forceinline__ void compress(
   for (int i = 0; i < 8; i++) cv[i] = v[i] ^ v[i + 8];
 }
 
-// Compress every leaf. Leaf l of all is one of the blob whose span in `firsts` holds l, and goes to
-// slot l of `chaining`; the only leaf of a blob is its root and goes to the blob's digest.
+// Compress every leaf. Blob b has the leaves firsts[b] up to firsts[b + 1] of all; their chaining
+// values go to the slots from slots[b] on. The only leaf of a blob is its root and goes to the digest.
 extern "C" __global__ void __launch_bounds__(128) blake3_leaves(
-    u64 leaves, u64 blobs, const u64* firsts, const u64* addresses, const u64* sizes,
-    uint4* chaining, uint4* digests) {
+    u64 leaves, u64 blobs, const u64* addresses, const u64* sizes, const u64* rows,
+    const u64* firsts, const u64* slots, uint4* chaining, uint4* digests) {
   const u64 leaf = thread_index();
   if (leaf >= leaves) return;
-  const u64 blob = row_of(firsts, blobs, leaf);
+  const u64 blob = span_of(firsts, blobs, leaf);
   const u64 counter = leaf - firsts[blob];
   const bool alone = firsts[blob + 1] - firsts[blob] == 1;
   const u64 left = sizes[blob] - 1024 * counter;
@@ -84,22 +84,23 @@ extern "C" __global__ void __launch_bounds__(128) blake3_leaves(
     rest -= 64;
     address += 64;
   }
-  store(alone ? digests + 2 * blob : chaining + 2 * leaf, cv);
+  store(alone ? digests + 2 * rows[blob] : chaining + 2 * (slots[blob] + counter), cv);
 }
 
-// Compress every pair of neighbours of one level of the trees. Node n of a level lies in the slot of
-// its first leaf, n << level, so a node without a neighbour rises by staying where it is. Row r of
-// `pairs` is the blob rows[r], which has two nodes or more; the only pair of a blob is its root.
+// Compress every pair of neighbours of one level of the trees. A node lies in the slot of its first
+// leaf, so one without a neighbour rises by staying where it is. A blob has as many slots as a full
+// tree has leaves, and the larger ones come first: so a node's slot is a multiple of 2^level among
+// those of all, and thread t looks at the nodes t << (level + 1) and 1 << level behind it.
 extern "C" __global__ void __launch_bounds__(128) blake3_parents(
-    u64 parents, u64 rows_here, const u64* pairs, const u64* rows, const u64* firsts, u64 level,
+    u64 threads, u64 blobs, const u64* rows, const u64* firsts, const u64* slots, u64 level,
     uint4* chaining, uint4* digests) {
-  const u64 parent = thread_index();
-  if (parent >= parents) return;
-  const u64 row = row_of(pairs, rows_here, parent);
-  const u64 blob = rows[row];
-  const u64 first = firsts[blob];
-  const u64 slot = first + ((parent - pairs[row]) << (level + 1));
-  const bool root = (firsts[blob + 1] - first - 1) >> level == 1;
+  const u64 thread = thread_index();
+  if (thread >= threads) return;
+  const u64 slot = thread << (level + 1);
+  const u64 blob = span_of(slots, blobs, slot);
+  const u64 last = firsts[blob + 1] - firsts[blob] - 1;
+  if (slot - slots[blob] + (1ull << level) > last) return;  // no neighbour
+  const bool root = last >> level == 1;
   uint4* left = chaining + 2 * slot;
   const uint4* right = left + (2ull << level);
   const uint4 a = left[0], b = left[1], c = right[0], d = right[1];
@@ -107,5 +108,5 @@ extern "C" __global__ void __launch_bounds__(128) blake3_parents(
                      c.x, c.y, c.z, c.w, d.x, d.y, d.z, d.w};
   u32 cv[8] = {IV_LOW, IV_HIGH};
   compress(cv, m, 0, 64, root ? PARENT | ROOT : PARENT);
-  store(root ? digests + 2 * blob : left, cv);
+  store(root ? digests + 2 * rows[blob] : left, cv);
 }

@@ -18,7 +18,7 @@ from cas_zarr.cid import BLAKE3, DIGEST_SIZE, SHA256, HashFunction
 from cas_zarr.errors import InvalidArgumentError
 from cas_zarr.gpu.kernels import cupy, loaded
 
-__all__ = ["Launch", "Level", "Plan", "digest_many", "digest_slab", "make_plan", "prefers_device"]
+__all__ = ["Launch", "Plan", "digest_many", "digest_slab", "make_plan", "prefers_device"]
 
 Integers: TypeAlias = "NDArray[np.integer[Any]] | Sequence[int]"
 
@@ -34,25 +34,6 @@ _THREADS = {"blake3_leaves": 128, "blake3_parents": 128, "sha256_blobs": 32}
 # what a dozen launches cost. Neither has been measured with these kernels.
 _SHA256_BLOBS = 650
 _BLAKE3_BYTES = 1 << 18
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """The pairs of one level of the trees.
-
-    Attributes
-    ----------
-    pairs : int
-        How many there are, over all blobs.
-    rows : int
-        How many blobs have one or more.
-    offset : int
-        Where the table has the first pair of each row, and one number more; the rows' blobs follow.
-    """
-
-    pairs: int
-    rows: int
-    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,23 +56,27 @@ class Plan:
     blobs : int
     leaves : int
         Leaves of all blobs (BLAKE3; 0 with SHA-256).
-    levels : tuple of Level
-        The levels above the leaves, from below.
+    slots : int
+        Places for the chaining values of leaves, of 32 bytes each. A tree of more than one leaf has
+        as many as a full one of its height.
+    levels : tuple of (int, int)
+        For each level of the trees, from below: threads, and blobs that reach above it.
     table : array of int64
-        What the kernels look up: addresses, sizes, then the first leaf of each blob and one number
-        more (BLAKE3) or the blobs in the order of their threads (SHA-256), then the levels.
+        What the kernels look up, the largest blob first: addresses, sizes, rows of the digests, and
+        with BLAKE3 where the leaves and the slots of each blob begin, and where the last ones end.
     """
 
     function: HashFunction
     blobs: int
     leaves: int
-    levels: tuple[Level, ...]
+    slots: int
+    levels: tuple[tuple[int, int], ...]
     table: NDArray[np.int64]
 
     @property
     def scratch(self) -> int:
-        """Bytes of memory needed between the launches: a chaining value for each leaf."""
-        return DIGEST_SIZE * self.leaves if self.levels else 0
+        """Bytes of memory that are needed from the first launch to the last."""
+        return DIGEST_SIZE * self.slots
 
     def launches(self, table: int, scratch: int, digests: int) -> list[Launch]:
         """Return what to launch, one after the other.
@@ -100,25 +85,23 @@ class Plan:
         ----------
         table, scratch, digests : int
             Addresses, multiples of 16: of a copy of `table`, of `scratch` bytes, and of 32 bytes a
-            blob, which receive the digests in the order of the blobs.
+            blob, which receive the digests in the order that the blobs were given in.
         """
         if not self.blobs:
             return []
-
-        def at(offset: int) -> int:
-            return table + offset * self.table.itemsize
-
-        blobs = self.blobs
-        addresses, sizes, third = at(0), at(blobs), at(2 * blobs)
+        column = self.blobs * self.table.itemsize
+        addresses, sizes, rows, firsts = (table + column * number for number in range(4))
+        slots = firsts + column + self.table.itemsize
+        blobs = (addresses, sizes, rows)
         if self.function == SHA256:
-            return [_launch("sha256_blobs", blobs, third, addresses, sizes, digests)]
-        leaves = (self.leaves, blobs, third, addresses, sizes, scratch, digests)
-        launches = [_launch("blake3_leaves", *leaves)]
-        for number, level in enumerate(self.levels):
-            pairs, rows = at(level.offset), at(level.offset + level.rows + 1)
-            parents = (level.pairs, level.rows, pairs, rows, third, number, scratch, digests)
-            launches.append(_launch("blake3_parents", *parents))
-        return launches
+            return [_launch("sha256_blobs", self.blobs, *blobs, digests)]
+        tree = (firsts, slots)
+        return [
+            _launch("blake3_leaves", self.leaves, self.blobs, *blobs, *tree, scratch, digests)
+        ] + [
+            _launch("blake3_parents", threads, count, rows, *tree, level, scratch, digests)
+            for level, (threads, count) in enumerate(self.levels)
+        ]
 
 
 def make_plan(addresses: Integers, sizes: Integers, function: HashFunction) -> Plan:
@@ -142,22 +125,26 @@ def make_plan(addresses: Integers, sizes: Integers, function: HashFunction) -> P
         raise InvalidArgumentError(
             f"a batch has {len(begins)} addresses and {len(counts)} sizes; give one of each a blob"
         )
-    if function == SHA256:
-        order = np.argsort(-counts, kind="stable")
-        return Plan(function, len(counts), 0, (), np.concatenate([begins, counts, order]))
-    if function != BLAKE3:
+    if function not in (BLAKE3, SHA256):
         raise InvalidArgumentError(f"no kernel hashes with {function.name}; use blake3 or sha2-256")
-    nodes = np.maximum(-(-counts // LEAF), 1)  # an empty blob has one leaf, too
-    columns = [begins, counts, _firsts(nodes)]
-    leaves, offset = int(nodes.sum()), 3 * len(counts) + 1
-    levels = []
-    while (rows := np.flatnonzero(nodes > 1)).size:
-        pairs = nodes[rows] // 2
-        levels.append(Level(int(pairs.sum()), len(rows), offset))
-        columns += [_firsts(pairs), rows]
-        offset += 2 * len(rows) + 1
-        nodes = (nodes + 1) // 2  # a node without a neighbour rises as it is
-    return Plan(function, len(counts), leaves, tuple(levels), np.concatenate(columns))
+    rows = np.argsort(-counts, kind="stable")
+    columns = [begins[rows], counts[rows], rows]
+    if function == SHA256:
+        return Plan(function, len(rows), 0, 0, (), np.concatenate(columns))
+    leaves = np.maximum(-(-columns[1] // LEAF), 1)  # an empty blob has one leaf, too
+    height = np.frexp(leaves - 1)[1].astype(np.int64)
+    firsts, slots = _firsts(leaves), _firsts((leaves > 1) << height)
+    above = np.arange(height.max(initial=0))
+    reaching = len(rows) - np.searchsorted(height[::-1], above, side="right")
+    levels = zip((slots[reaching] >> (above + 1)).tolist(), reaching.tolist(), strict=True)
+    return Plan(
+        function=function,
+        blobs=len(rows),
+        leaves=int(firsts[-1]),
+        slots=int(slots[-1]),
+        levels=tuple(levels),
+        table=np.concatenate([*columns, firsts, slots]),
+    )
 
 
 def digest_many(

@@ -39,12 +39,11 @@ __device__ __forceinline__ void compress(u32 (&h)[8], u32 (&w)[16]) {
   for (int i = 0; i < 8; i++) h[i] += v[i];
 }
 
-// Hash every blob; thread t takes blob order[t], so that a warp's blobs are about equally long.
+// Hash every blob. They come in the order of their sizes, so a warp's are about equally long.
 extern "C" __global__ void __launch_bounds__(32) sha256_blobs(
-    u64 blobs, const u64* order, const u64* addresses, const u64* sizes, uint4* digests) {
-  const u64 thread = thread_index();
-  if (thread >= blobs) return;
-  const u64 blob = order[thread];
+    u64 blobs, const u64* addresses, const u64* sizes, const u64* rows, uint4* digests) {
+  const u64 blob = thread_index();
+  if (blob >= blobs) return;
   const u64 size = sizes[blob];
   const u64 blocks = (size + 72) / 64;  // with a byte of padding and eight of length behind the blob
   u64 address = addresses[blob];
@@ -74,5 +73,5 @@ extern "C" __global__ void __launch_bounds__(32) sha256_blobs(
   }
 #pragma unroll
   for (int i = 0; i < 8; i++) h[i] = swapped(h[i]);
-  store(digests + 2 * blob, h);
+  store(digests + 2 * rows[blob], h);
 }

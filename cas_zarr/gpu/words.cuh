@@ -15,13 +15,14 @@ __device__ __forceinline__ u32 rotated(u32 word, u32 bits) {  // to the right
   return __funnelshift_r(word, word, bits);
 }
 
-// The row whose span holds `position`. Row r spans firsts[r] up to firsts[r + 1]; none is empty.
-__device__ __forceinline__ u64 row_of(const u64* firsts, u64 rows, u64 position) {
+// Which of `count` spans holds `position`. Span s goes from firsts[s] up to firsts[s + 1]; none is
+// empty.
+__device__ __forceinline__ u64 span_of(const u64* firsts, u64 count, u64 position) {
   u64 low = 0;
-  while (rows > 1) {
-    const u64 half = rows / 2;
+  while (count > 1) {
+    const u64 half = count / 2;
     if (firsts[low + half] <= position) low += half;
-    rows -= half;
+    count -= half;
   }
   return low;
 }

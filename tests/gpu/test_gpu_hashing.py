@@ -120,47 +120,64 @@ def test_leaves_are_found_past_four_thousand_million(hosts: dict[str, HostKernel
     # The first blob is claimed alone: none of its threads runs, so it needs no memory.
     host = hosts["blake3"]
     slab, [offset] = scattered([9 * 1024 + 77])
-    sizes = [2**42 + 1, 9 * 1024 + 77]
-    plan = make_plan([0, address_of(slab) + offset], sizes, BLAKE3)
-    first = 2**32 + 1
-    assert plan.leaves == first + 10
-    assert plan.scratch == 32 * plan.leaves
+    sizes = [9 * 1024 + 77, 2**42 + 1]
+    plan = make_plan([address_of(slab) + offset, 0], sizes, BLAKE3)
+    first, slot = 2**32 + 1, 2**33
+    assert (plan.leaves, plan.slots) == (first + 10, slot + 16)
     table = aligned(plan.table.nbytes)
     table[:] = plan.table.view(np.uint8)
-    scratch, digests = aligned(32 * 10), aligned(64)
+    scratch, digests = aligned(32 * 16), aligned(64)
     leaves, *levels = plan.launches(
-        address_of(table), address_of(scratch) - 32 * first, address_of(digests)
+        address_of(table), address_of(scratch) - 32 * slot, address_of(digests)
     )
     host.launch(leaves, first, 10)
-    for launch, level, pairs in zip(levels, plan.levels, [5, 2, 1, 1], strict=False):
-        assert level.rows == 2
-        host.launch(launch, level.pairs - pairs, pairs)
-    assert [level.rows for level in plan.levels] == [2] * 4 + [1] * 29
-    assert digests[32:].tobytes() == BLAKE3.digest(slab[offset : offset + sizes[1]])
-    assert not digests[:32].any()
+    for level, threads in enumerate([8, 4, 2, 1]):
+        assert plan.levels[level] == ((slot >> level + 1) + threads, 2)
+        host.launch(levels[level], slot >> level + 1, threads)
+    assert plan.levels[4:] == tuple((slot >> level + 1, 1) for level in range(4, 33))
+    assert digests[:32].tobytes() == BLAKE3.digest(slab[offset : offset + sizes[0]])
+    assert not digests[32:].any()
 
 
-@pytest.mark.parametrize("sizes", [[2**32] * 3000, [2**32, 0, 5] * 1000])
+@pytest.mark.parametrize("sizes", [[2**32] * 3000, [2**32, 0, 5] * 1000, [2**31] * 70])
 def test_a_plan_counts_in_64_bits(sizes: list[int]) -> None:
     plan = make_plan([2**47 - 1] * len(sizes), sizes, BLAKE3)
     leaves = [max(1, -(-size // 1024)) for size in sizes]
     assert plan.leaves == sum(leaves)
-    assert len(plan.levels) == 22
-    # Every pair of every level makes one node of two: in all one less than there are leaves.
-    assert sum(level.pairs for level in plan.levels) == sum(count - 1 for count in leaves)
-    firsts = plan.table[2 * len(sizes) : 3 * len(sizes) + 1]
-    assert firsts.tolist() == np.cumsum([0, *leaves], dtype=object).tolist()
+    full = sum(count for count in leaves if count > 1)  # all of them are powers of two
+    assert plan.slots == full
+    assert [threads for threads, _ in plan.levels] == [
+        full >> level + 1 for level in range(max(leaves).bit_length() - 1)
+    ]
     for launch in plan.launches(0, 0, 0):
         assert 0 <= launch.blocks * launch.threads - launch.arguments[0] < launch.threads
 
 
-def test_the_longest_blobs_of_sha256_begin_first() -> None:
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=20))
+def test_the_slots_of_a_plan(sizes: list[int]) -> None:
+    plan = make_plan([0] * len(sizes), sizes, BLAKE3)
+    begins, held, rows = plan.table[: 3 * len(sizes)].reshape(3, -1)
+    firsts, slots = plan.table[3 * len(sizes) :].reshape(2, -1)
+    leaves = np.diff(firsts)
+    assert not begins.any()
+    assert [sizes[row] for row in rows] == held.tolist()
+    assert leaves.tolist() == [max(1, -(-size // 1024)) for size in held.tolist()]
+    for first, room, count in zip(slots.tolist(), np.diff(slots).tolist(), leaves, strict=False):
+        assert room == (0 if count == 1 else 1 << (int(count) - 1).bit_length())
+        assert not room or first % room == 0
+    assert len(plan.levels) == (int(leaves.max()) - 1).bit_length()
+    for level, (threads, blobs) in enumerate(plan.levels):
+        assert blobs == (leaves > 1 << level).sum()
+        assert threads << level + 1 == slots[blobs]
+
+
+def test_the_longest_blobs_come_first(function: HashFunction) -> None:
     sizes = BATCHES["mixed"]
-    plan = make_plan([0] * len(sizes), sizes, SHA256)
-    assert (plan.leaves, plan.levels, plan.scratch) == (0, (), 0)
-    order = plan.table[2 * len(sizes) :].tolist()
-    assert sorted(order) == list(range(len(sizes)))
-    assert [sizes[row] for row in order] == sorted(sizes, reverse=True)
+    plan = make_plan(range(len(sizes)), sizes, function)
+    begins, held, rows = plan.table[: 3 * len(sizes)].reshape(3, -1)
+    assert sorted(rows.tolist()) == begins[np.argsort(rows)].tolist() == list(range(len(sizes)))
+    assert [sizes[row] for row in rows] == held.tolist() == sorted(sizes, reverse=True)
+    assert (plan.scratch > 0) == (function == BLAKE3)
 
 
 @pytest.mark.slow
