@@ -327,7 +327,7 @@ def _write_blocks(fork: Fork, path: str, places: list[Region], blocks: list[Any]
     """Write blocks into an array, in a worker."""
     mine = fork.fresh()
     array = zarr.open_array(CASStore(mine), path=path, mode="r+")
-    for place, block in zip(places, blocks, strict=True):
+    for place, block in _united(places, blocks):
         array[place] = block
     return mine.deltas()
 
@@ -341,11 +341,38 @@ def _write_variable(
     name, dims, options = where
     mine = fork.fresh()
     store = CASStore(mine)
-    for place, block in zip(places, blocks, strict=True):
+    for place, block in _united(places, blocks):
         region = dict(zip(dims, place, strict=True))
         part = xr.Dataset({name: (dims, block)})
         part.to_zarr(store, region=region or None, mode="r+", **options)
     return mine.deltas()
+
+
+def _united(places: list[Region], blocks: list[Any]) -> list[tuple[Region, Any]]:
+    """Unite blocks that lie side by side, for each assignment costs as much as some chunks."""
+    parts = list(zip(places, blocks, strict=True))
+    for axis in reversed(range(len(places[0]) if places else 0)):
+        rows: list[list[tuple[Region, Any]]] = []
+        for place, block in parts:
+            last = rows[-1][-1][0] if rows else None
+            if last is not None and _goes_on(last, place, axis):
+                rows[-1].append((place, block))
+            else:
+                rows.append([(place, block)])
+        parts = [row[0] if len(row) == 1 else _one(row, axis) for row in rows]
+    return parts
+
+
+def _goes_on(last: Region, place: Region, axis: int) -> bool:
+    """Tell whether a place begins where another ends, and is as wide along all other axes."""
+    aside = last[:axis] + last[axis + 1 :] == place[:axis] + place[axis + 1 :]
+    return aside and last[axis].stop == place[axis].start
+
+
+def _one(row: list[tuple[Region, Any]], axis: int) -> tuple[Region, Any]:
+    first, last = row[0][0], row[-1][0]
+    place = (*first[:axis], slice(first[axis].start, last[axis].stop), *first[axis + 1 :])
+    return place, np.concatenate([block for _, block in row], axis)
 
 
 def _tree(deltas: list[Delayed]) -> Delayed:
