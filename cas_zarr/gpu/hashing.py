@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cas_zarr.cid import BLAKE3, DIGEST_SIZE, SHA256, HashFunction
 from cas_zarr.errors import InvalidArgumentError
 from cas_zarr.gpu.kernels import cupy, loaded
+from cas_zarr.parallel import WORKERS
 
 __all__ = ["Launch", "Plan", "digest_many", "digest_slab", "make_plan", "prefers_device"]
 
@@ -29,11 +30,11 @@ LEAF = 1024
 # there are few blobs, each then has a multiprocessor to itself.
 _THREADS = {"blake3_leaves": 128, "blake3_parents": 128, "sha256_blobs": 32}
 
-# From where on a device is taken to be faster than copying to the host and hashing there. The rule
-# for SHA-256 comes from figures of others for an H100 beside 16 cores, the one for BLAKE3 from
-# what a dozen launches cost. Neither has been measured with these kernels.
-_SHA256_BLOBS = 650
-_BLAKE3_BYTES = 1 << 18
+# From where on a device is taken to be faster than copying to the host and hashing there: reckoned
+# for an H100, not measured. A plan and its launches take about as long as the host takes for 1 MiB,
+# and a core hashes SHA-256 as fast as 40 threads that have a scheduler to themselves.
+_BLAKE3_BYTES = 1 << 20
+_SHA256_BLOBS_A_CORE = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +96,13 @@ class Plan:
         blobs = (addresses, sizes, rows)
         if self.function == SHA256:
             return [_launch("sha256_blobs", self.blobs, *blobs, digests)]
-        tree = (firsts, slots)
-        return [
-            _launch("blake3_leaves", self.leaves, self.blobs, *blobs, *tree, scratch, digests)
-        ] + [
-            _launch("blake3_parents", threads, count, rows, *tree, level, scratch, digests)
+        trees = (firsts, slots)
+        parents = (
+            _launch("blake3_parents", threads, count, rows, *trees, level, scratch, digests)
             for level, (threads, count) in enumerate(self.levels)
-        ]
+        )
+        leaves = (self.leaves, self.blobs, *blobs, *trees, scratch, digests)
+        return [_launch("blake3_leaves", *leaves), *parents]
 
 
 def make_plan(addresses: Integers, sizes: Integers, function: HashFunction) -> Plan:
@@ -221,14 +222,14 @@ def prefers_device(function: HashFunction, sizes: Integers) -> bool:
     """Tell whether a batch that lies on a device had better be hashed there than on the host.
 
     BLAKE3 has a thread for each KiB, so a device wins unless the batch is tiny. SHA-256 has one for
-    each blob, so it takes as many blobs as outweigh the cores of the host; blobs of uneven sizes
-    count as many as the longest would be in all.
+    each blob, so it takes as many blobs as outweigh the cores of the host. Blobs of uneven sizes
+    count as many as would come to the same if all were as long as the longest.
     """
     counts = _integers(sizes, "sizes")
     total = int(counts.sum())
     if function == BLAKE3:
         return total >= _BLAKE3_BYTES
-    return total >= _SHA256_BLOBS * max(int(counts.max(initial=0)), 1)
+    return total >= _SHA256_BLOBS_A_CORE * WORKERS * max(int(counts.max(initial=0)), 1)
 
 
 def _launch(kernel: str, *arguments: int) -> Launch:

@@ -11,6 +11,7 @@ import ctypes
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ __all__ = [
     "KERNEL",
     "HostCupy",
     "HostKernels",
+    "HostStream",
     "address_of",
     "aligned",
     "build",
@@ -145,16 +147,25 @@ class HostArray(np.ndarray):
 
 
 class HostStream:
-    """A stream, on which everything is done at once."""
+    """A stream, on which everything is done at once; it counts the launches."""
+
+    _entered = threading.local()
 
     def __init__(self, non_blocking: bool = False) -> None:
-        pass
+        self.non_blocking, self.launched = non_blocking, 0
+
+    @classmethod
+    def current(cls) -> HostStream:
+        """Return the stream that this thread is in, or another."""
+        entered: list[HostStream] = getattr(cls._entered, "streams", [])
+        return entered[-1] if entered else cls()
 
     def __enter__(self) -> HostStream:
+        self._entered.streams = [*getattr(self._entered, "streams", []), self]
         return self
 
     def __exit__(self, *error: object) -> None:
-        pass
+        self._entered.streams.pop()
 
     def synchronize(self) -> None:
         """Wait for nothing."""
@@ -164,7 +175,7 @@ class HostCupy:
     """What hashing asks of the module cupy, with memory of the host and kernels for the host."""
 
     uint8 = np.uint8
-    cuda = SimpleNamespace(Stream=HostStream, get_current_stream=HostStream)
+    cuda = SimpleNamespace(Stream=HostStream, get_current_stream=HostStream.current)
 
     def __init__(self, compiler: Path, folder: Path) -> None:
         self._compiler, self._folder = compiler, folder
@@ -194,6 +205,7 @@ class HostCupy:
             def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
                 assert all(type(argument) is np.uint64 for argument in arguments)
                 launched = Launch(name, grid[0], block[0], tuple(map(int, arguments)))
+                HostStream.current().launched += 1
                 run_threads(library, launched, 0, grid[0] * block[0])
 
             return launch

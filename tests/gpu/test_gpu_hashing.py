@@ -17,7 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 from gpu import hostkernels
-from gpu.hostkernels import EDGES, KERNEL, HostKernels, address_of, aligned, build, scattered
+from gpu.hostkernels import (
+    EDGES,
+    KERNEL,
+    HostKernels,
+    HostStream,
+    address_of,
+    aligned,
+    build,
+    scattered,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +34,7 @@ from cas_zarr.cid import BLAKE3, SHA256, HashFunction
 from cas_zarr.errors import InvalidArgumentError, MissingDependencyError
 from cas_zarr.gpu import hashing, kernels
 from cas_zarr.gpu.hashing import digest_many, digest_slab, make_plan, prefers_device
+from cas_zarr.parallel import WORKERS
 
 MIB = 1 << 20
 RANDOM = np.random.default_rng(3)
@@ -278,12 +288,13 @@ def test_the_sources_include_nothing(function: HashFunction) -> None:
 
 def test_where_a_batch_is_hashed() -> None:
     assert not prefers_device(BLAKE3, [])
-    assert not prefers_device(BLAKE3, [100])
-    assert prefers_device(BLAKE3, [MIB])
+    assert not prefers_device(BLAKE3, [MIB - 1])
+    assert prefers_device(BLAKE3, [MIB // 2] * 2)
     assert not prefers_device(SHA256, [])
-    assert not prefers_device(SHA256, [MIB] * 64)
-    assert prefers_device(SHA256, [MIB] * 1000)
-    assert not prefers_device(SHA256, [MIB] * 64 + [1] * 1000)  # few long blobs among many
+    assert not prefers_device(SHA256, [0] * 10_000)
+    assert not prefers_device(SHA256, [MIB] * (40 * WORKERS - 1))
+    assert prefers_device(SHA256, [MIB] * 40 * WORKERS)
+    assert not prefers_device(SHA256, [MIB] * (40 * WORKERS - 1) + [1] * 1000)
 
 
 # On a device, and on the host in the same way.
@@ -316,6 +327,8 @@ def test_a_device_takes_blobs_of_many_slabs_on_a_stream(
     found = digest_many(addresses, EDGES, function, stream=stream)
     stream.synchronize()
     assert device_digests(found) == [function.digest(slab) for slab in slabs]
+    if isinstance(stream, HostStream):
+        assert stream.launched == len(make_plan(addresses, EDGES, function).launches(0, 0, 0))
 
 
 def test_a_device_is_asked_by_several_threads(device: Any, function: HashFunction) -> None:
