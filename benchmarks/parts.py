@@ -74,7 +74,7 @@ def run_part(module: str, part: str, options: Sequence[str]) -> list[Figure]:
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"part {part} failed with exit status {done.returncode}")
-    return [Figure(**figure) for figure in json.loads(done.stdout)]
+    return [Figure(**figure) for figure in json.loads(done.stdout.splitlines()[-1])]
 
 
 def print_part(
