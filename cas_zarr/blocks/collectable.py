@@ -127,15 +127,24 @@ class Marks(ABC):
             If the disk failed. Nothing else was deleted; sweep again.
         """
 
-    def drop_references(self, before: int) -> int:  # noqa: ARG002
-        """Forget references to blocks elsewhere that are not marked; return how many.
+    def set_references_aside(self, before: int) -> bool:  # noqa: ARG002
+        """Hide references to blocks elsewhere that are not marked; tell whether there are any.
+
+        `drop_references` or `restore_references` has to follow.
 
         Parameters
         ----------
         before : int
             Those that were written after this, in microseconds since 1970-01-01 UTC, stay.
         """
+        return False
+
+    def drop_references(self) -> int:
+        """Forget what was set aside, but what is marked by now; return how many."""
         return 0
+
+    def restore_references(self) -> None:
+        """Take back what was set aside."""
 
 
 class CollectableBlocks(BlockStore):

@@ -17,10 +17,12 @@ import os
 import secrets
 import stat
 import threading
+import time
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +42,16 @@ from cas_zarr.errors import (
     StorageError,
 )
 
+if TYPE_CHECKING:
+    from cas_zarr.blocks.http import HttpClient
+
 __all__ = ["ReferencedBlocks", "References", "SourceReport"]
 
 SUFFIX: Final = ".refs"
 _PART: Final = ".part"
+_ASIDE: Final = ".aside"  # what nothing in use needed, until that is sure
+_OPEN: Final = 32  # files on servers of which the begin, 256 KiB, is kept
+_ABANDONED: Final = 86400  # seconds after which nobody goes on writing a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +95,9 @@ class References:
         self.damaged: dict[str, str] = {}
         self._tables: dict[str, Table] = {}
         self._lock = threading.Lock()
-        self._web: dict[str, ByteSource] = {}
+        self._web: OrderedDict[str, ByteSource] = OrderedDict()
+        self._client: HttpClient | None = None
+        self._aside: dict[str, tuple[Table, NDArray[np.bool_]]] = {}
 
     def tables(self) -> dict[str, Table]:
         """Return the tables by the name of their files, as they are now."""
@@ -200,8 +210,10 @@ class References:
                 count += len(moved)
         return count
 
-    def drop(self, marks: dict[str, NDArray[np.bool_]], before: int) -> int:
-        """Forget the rows that are not marked; return how many.
+    def set_aside(self, marks: dict[str, NDArray[np.bool_]], before: int) -> bool:
+        """Hide the rows that are not marked, until `drop` or `restore`; tell if there are any.
+
+        What one before left when it was killed comes back first.
 
         Parameters
         ----------
@@ -210,22 +222,41 @@ class References:
         before : int
             Files that are younger than this, in microseconds since 1970-01-01 UTC, stay.
         """
-        count = 0
+        self._tidy()
         tables = self.tables()
         for name, mask in marks.items():
             table = tables.get(name)
             if table is None or len(mask) != len(table) or mask.all():
                 continue
+            path = os.path.join(self.path, name)
             try:
-                if os.stat(os.path.join(self.path, name)).st_mtime_ns // 1000 > before:
+                if os.stat(path).st_mtime_ns // 1000 > before:
                     continue
             except FileNotFoundError:
                 continue
             if mask.any():
                 self.add(table.kept(mask))
-            self.remove(name)
-            count += int((~mask).sum())
+            self._rename(name, name + _ASIDE)
+            self._aside[name] = table, mask.copy()
+        return bool(self._aside)
+
+    def drop(self, marks: dict[str, NDArray[np.bool_]]) -> int:
+        """Forget what was set aside, but what is marked by now; return how many rows."""
+        count = 0
+        for name, (table, kept) in list(self._aside.items()):
+            back = marks[name] & ~kept
+            if back.any():
+                self.add(table.kept(back))
+            self.remove(name + _ASIDE)
+            del self._aside[name]
+            count += int((~(kept | back)).sum())
         return count
+
+    def restore(self) -> None:
+        """Take back what was set aside."""
+        for name in list(self._aside):
+            self._rename(name + _ASIDE, name)
+            del self._aside[name]
 
     def reports(self) -> list[SourceReport]:
         """Return what is known of the sources, by location."""
@@ -252,31 +283,67 @@ class References:
     def close(self) -> None:
         """Release connections and memory."""
         with self._lock:
-            web, self._web = self._web, {}
+            client, self._client = self._client, None
+            self._web.clear()
             self._tables = {}
-        for source in web.values():
-            source.close()
+        if client is not None:
+            client.close()
 
     def _load(self, name: str) -> Table:
         with open(os.path.join(self.path, name), "rb") as file:
             return Table.from_bytes(file.read())
 
+    def _rename(self, name: str, new: str) -> None:
+        try:
+            disk.rename(os.path.join(self.path, name), os.path.join(self.path, new))
+            disk.fsync_folder(self.path)
+        except OSError as error:
+            raise disk.failure(error, "set references aside", self.path) from error
+
+    def _tidy(self) -> None:
+        """Take back, and remove, what processes left that were killed."""
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise disk.failure(error, "look at the references", self.path) from error
+        for name in names:
+            if name.endswith(SUFFIX + _ASIDE):
+                self._rename(name, name.removesuffix(_ASIDE))
+            elif name.endswith(SUFFIX + _PART):
+                with suppress(FileNotFoundError):
+                    status = os.stat(os.path.join(self.path, name))
+                    if status.st_mtime < time.time() - _ABANDONED:
+                        self.remove(name)
+
     def _read_web(self, place: Place) -> bytes:
-        for again in (False, True):
-            source = self._web.get(place.source)
-            try:
-                if source is None:
-                    source = open_source(place.source)
-                    with self._lock:
-                        source = self._web.setdefault(place.source, source)
-                return source.read_at(place.offset, place.size)
-            except RemoteError:  # it may have been replaced by what has these bytes, too
-                with self._lock:
-                    stale = self._web.pop(place.source, None)
-                if again or stale is None:
-                    raise
-                stale.close()
-        raise AssertionError
+        source = self._open_web(place.source)
+        try:
+            return source.read_at(place.offset, place.size)
+        except RemoteError:  # it may have been replaced by what has these bytes, too
+            with self._lock:
+                if self._web.get(place.source) is source:
+                    del self._web[place.source]
+            return self._open_web(place.source).read_at(place.offset, place.size)
+
+    def _open_web(self, url: str) -> ByteSource:
+        from cas_zarr.blocks.http import HttpClient
+
+        with self._lock:
+            found = self._web.get(url)
+            if found is not None:
+                self._web.move_to_end(url)
+                return found
+            if self._client is None:
+                self._client = HttpClient()
+            client = self._client
+        opened = open_source(url, client=client)
+        with self._lock:
+            source = self._web.setdefault(url, opened)
+            if len(self._web) > _OPEN:
+                self._web.popitem(last=False)
+        return source
 
 
 class ReferencedBlocks(ReadOnlyBlocks):

@@ -176,8 +176,14 @@ class _Marks(Marks):
         self._count()
         return swept
 
-    def drop_references(self, before: int) -> int:
-        return self._references.drop(self._marks, before)
+    def set_references_aside(self, before: int) -> bool:
+        return self._references.set_aside(self._marks, before)
+
+    def drop_references(self) -> int:
+        return self._references.drop(self._marks)
+
+    def restore_references(self) -> None:
+        self._references.restore()
 
     def _count(self) -> None:
         self.blocks, self.size = self._packs.blocks, self._packs.size

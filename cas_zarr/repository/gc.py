@@ -489,11 +489,25 @@ class Collection:
         return swept
 
     def drop_references(self, grace: timedelta) -> int:
-        """Forget references that nothing in use needs and that are older than `grace`."""
+        """Forget references that nothing in use needs and that are older than `grace`.
+
+        They are hidden, and the record is made anew: who moves a ref from then on looks whether
+        all is there. What refs have come to lead to before comes back.
+        """
         if self._dry_run:
             return 0
-        self.mark()  # what refs have come to lead to since
-        return self.marks.drop_references(self._clock() - grace // _MICROSECOND)
+        self.mark()
+        before = self._clock() - grace // _MICROSECOND
+        try:
+            if not self.marks.set_references_aside(before):
+                return 0
+            raw, state = self._state()
+            self._swap(raw, CollectionRecord(state.epoch + 1, state.lists))
+            self.mark()
+        except BaseException:
+            self.marks.restore_references()
+            raise
+        return self.marks.drop_references()
 
     def tidy(self) -> None:
         """Merge packs if there are too many."""

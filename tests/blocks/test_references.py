@@ -189,16 +189,54 @@ def test_rows_that_are_not_marked_are_dropped(tmp_path: Path) -> None:
     references = References(tmp_path / "references")
     name = references.add(table)
     mask = np.arange(len(table)) % 3 == 0
-    assert references.drop({name: mask}, before=0) == 0  # younger
-    assert references.drop({name: mask}, before=1 << 62) == (~mask).sum()
+    assert not references.set_aside({name: mask}, before=0)  # younger
+    assert references.set_aside({name: mask}, before=1 << 62)
+    assert references.drop({name: mask}) == (~mask).sum()
     assert (references.has_array(table.rows["key"]) == mask).all()
     store = ReferencedBlocks(references)
     for cid in store.list():
         data = next(data for one, data in blocks.items() if one[2:] == cid[2:])
         assert store.get(cid) == data
     (left,) = references.tables()
-    references.drop({left: np.zeros(int(mask.sum()), bool)}, before=1 << 62)
+    none = {left: np.zeros(int(mask.sum()), bool)}
+    assert references.set_aside(none, before=1 << 62)
+    references.drop(none)
     assert os.listdir(references.path) == []
+
+
+def test_what_is_marked_while_it_is_set_aside_comes_back(tmp_path: Path) -> None:
+    table, _ = spread(tmp_path / "data")
+    references = References(tmp_path / "references")
+    marks = {references.add(table): np.arange(len(table)) % 3 == 0}
+    keys = table.rows["key"]
+    (mask,) = marks.values()
+    early = mask.copy()
+    assert references.set_aside(marks, before=1 << 62)
+    assert (References(references.path).has_array(keys) == mask).all()  # nobody relies on the rest
+    references.restore()
+    assert references.has_array(keys).all()
+    assert references.set_aside(marks, before=1 << 62)
+    mask[1] = True
+    assert references.drop(marks) == (~mask).sum()
+    assert (references.has_array(keys) == mask).all()
+    assert mask.sum() == early.sum() + 1
+
+
+def test_what_was_left_by_a_kill_comes_back_or_goes(tmp_path: Path) -> None:
+    table, _ = spread(tmp_path / "data")
+    killed = References(tmp_path / "references")
+    name = killed.add(table)
+    mask = np.zeros(len(table), bool)
+    assert killed.set_aside({name: mask}, before=1 << 62)
+    old, new = (tmp_path / "references" / f"{digit * 32}.refs.part" for digit in "ab")
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    later = References(killed.path)
+    assert not later.has_array(table.rows["key"]).any()
+    assert not later.set_aside({}, before=0)
+    assert later.has_array(table.rows["key"]).all()
+    assert sorted(os.listdir(later.path)) == sorted((name, new.name))  # one may be written now
 
 
 def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -327,7 +365,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         data = self.server.data
-        if self.path != "/data" or not data:
+        if self.path.partition("?")[0] != "/data" or not data:
             self.send_error(404)
             return
         first, last = (int(number) for number in self.headers["Range"][6:].split("-"))
@@ -380,3 +418,32 @@ def test_ranges_of_a_file_on_a_server(tmp_path: Path, server: Server) -> None:
     again = opened(tmp_path)
     with pytest.raises(RemoteError, match="404"):
         again.get(cids[0])
+
+
+def test_threads_read_on_when_a_file_was_stored_anew(tmp_path: Path, server: Server) -> None:
+    table, blocks = spread(tmp_path / "data", count=4000)
+    server.data = (tmp_path / "data").read_bytes()
+    store = opened(tmp_path)
+    store.references.add(Table(server.url, table.names, table.rows))
+    cids = list(blocks)[2000:2100]  # behind what the first request brings
+    for number in range(10):
+        server.etag = f'"{number}"'
+        assert list(store.get_many(cids)) == [blocks[cid] for cid in cids]
+    store.close()
+
+
+def test_many_files_of_a_server_are_read_over_one_connection(
+    tmp_path: Path, server: Server
+) -> None:
+    server.data = bytes(range(40))
+    cids = [cid_of(RAW, BLAKE3, bytes((number,))) for number in range(40)]
+    references = References(tmp_path / "references")
+    rows = [(cid, f"data?{number}", number, 1) for number, cid in enumerate(cids)]
+    references.add(Table.of(server.url, rows))
+    store = ReferencedBlocks(references)
+    before = threading.active_count()
+    for number, cid in [*enumerate(cids)] * 2:
+        assert store.get(cid) == bytes((number,))
+    assert threading.active_count() == before + 1  # the server has one for each connection
+    assert len(references._web) < len(cids)  # the begin of each file is kept in memory
+    references.close()

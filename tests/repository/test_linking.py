@@ -15,6 +15,7 @@ import pytest
 import zarr
 
 from cas_zarr import CASStore, Repository
+from cas_zarr.blocks.references import References
 from cas_zarr.errors import (
     CorruptBlockError,
     InvalidArgumentError,
@@ -278,6 +279,76 @@ def test_gc_keeps_what_is_in_use_and_drops_what_nobody_needs(tmp_path: Path) -> 
     repository.gc(grace=none, log_age=none)
     assert list_sources(repository) == []
     assert list((tmp_path / "links" / "references").iterdir()) == []
+
+
+def test_a_session_that_linked_before_a_collection_is_told(tmp_path: Path) -> None:
+    data = make_zarr(tmp_path / "source")
+    repository = Repository.open(tmp_path / "links", create=True)
+    with repository.session() as session:
+        session.mapping["note"] = b"all that is in use"
+        session.commit("note")
+    session = repository.session()
+    other = Repository.open(tmp_path / "links", read_only=False)
+    for last in (False, True):  # the first makes a record of collections
+        link(session, tmp_path / "source", path="late")
+        assert other.gc(grace=timedelta(0)).references > 0
+        if last:
+            with pytest.raises(StorageError, match="older than the grace time"):
+                session.flush()
+        session.discard()
+    link(session, tmp_path / "source", path="late")
+    session.commit("again")
+    assert other.gc(grace=timedelta(0)).references == 0
+    assert same(read(tmp_path / "links", "late"), data)
+    assert repository.verify(data=True).ok
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_a_ref_comes_to_lead_to_during_a_collection_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    data = make_zarr(tmp_path / "source")
+    repository = Repository.open(tmp_path / "links", create=True)
+    session = repository.session()
+    link(session, tmp_path / "source")
+    hide = References.set_aside
+
+    def set_aside(references: References, *args: Any) -> bool:
+        if when == "before":
+            session.flush()
+        done = hide(references, *args)
+        if when == "after":
+            assert list_sources(repository) == []
+            session.commit("meanwhile")
+        return done
+
+    monkeypatch.setattr(References, "set_aside", set_aside)
+    other = Repository.open(tmp_path / "links", read_only=False)
+    assert other.gc(grace=timedelta(0)).references == 0
+    assert same(read(tmp_path / "links"), data)
+    assert repository.verify(data=True).ok
+
+
+def test_a_collection_that_is_interrupted_drops_no_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_zarr(tmp_path / "source")
+    repository = Repository.open(tmp_path / "links", create=True)
+    session = repository.session()
+    link(session, tmp_path / "source")
+    held = list_sources(repository)
+    hide = References.set_aside
+
+    def interrupted(references: References, *args: Any) -> bool:
+        assert hide(references, *args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(References, "set_aside", interrupted)
+    other = Repository.open(tmp_path / "links", read_only=False)
+    with pytest.raises(KeyboardInterrupt):
+        other.gc(grace=timedelta(0))
+    assert list_sources(repository) == held
+    session.discard()
 
 
 def test_a_repository_that_keeps_no_references_says_so(tmp_path: Path) -> None:
