@@ -94,7 +94,11 @@ class Table:
     def source(self, row: int) -> str:
         """Return the path or URL of a source by its number."""
         name = self.names[row]
-        return f"{self.location}/{name}" if self.location and name else self.location or name
+        return (
+            f"{self.location.rstrip('/')}/{name}"
+            if self.location and name
+            else self.location or name
+        )
 
     def place(self, row: int) -> Place:
         """Return where the bytes of a row lie."""
@@ -219,6 +223,7 @@ def _length(source: str) -> int:
 
 def _moved(source: str, old: str, new: str) -> str | None:
     """Return where a source is once `old` is `new`; None if it is not at or below `old`."""
-    if source == old:
-        return new
-    return new + source[len(old) :] if source.startswith(old.rstrip("/") + "/") else None
+    old, new = old.rstrip("/"), new.rstrip("/")
+    if source.rstrip("/") == old:
+        return new or "/"
+    return new + source[len(old) :] if source.startswith(old + "/") else None

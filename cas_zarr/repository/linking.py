@@ -8,21 +8,17 @@ local to the repository: a clone, a push and an export carry the bytes.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import itertools
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 
-from cas_zarr.blocks.carsource import is_url, open_source
 from cas_zarr.blocks.references import References, SourceReport
 from cas_zarr.blocks.referencetable import Place, Table
 from cas_zarr.blocks.referring import ReferringBlocks
@@ -45,6 +41,7 @@ from cas_zarr.repository.imports import (
     make_room,
     refuse_itself,
 )
+from cas_zarr.repository.kerchunk import absolute, is_parquet, parse, read_parquet
 from cas_zarr.repository.session import Session
 from cas_zarr.tree.changes import is_document
 from cas_zarr.tree.keys import check_key
@@ -57,12 +54,11 @@ if TYPE_CHECKING:
 __all__ = ["LinkReport", "LinkSource", "link", "list_sources", "repoint"]
 
 LinkSource: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
-"""A folder with a Zarr, a file of kerchunk's references, or what is in one."""
+"""A folder with a Zarr, kerchunk's references in JSON or parquet, or what is in such a JSON."""
 
 _T = TypeVar("_T")
 
 _BATCH: Final = 1024  # values that are hashed between two calls of a progress
-_TEMPLATE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +111,9 @@ def link(
         flushed or committed by who has it.
     source : str, path or mapping
         A folder with a Zarr of format 2 or 3; or references as kerchunk and VirtualiZarr write
-        them, as a JSON file or a dict: the chunks are ranges of other files, local ones or on
-        servers of HTTP. Paths in a JSON file are relative to its folder.
+        them, as a JSON file, a folder of parquet or a dict: the chunks are ranges of other files,
+        local ones or on servers of HTTP. Paths in a file are relative to the folder that it is in.
+        Whatever they name is read and becomes data: link references of those alone whom you trust.
     branch : str
         The branch of a repository that is written to.
     path : str
@@ -188,7 +185,7 @@ def repoint(
         If nothing at `old` is referred to.
     """
     repository._check_writable()
-    before, after = (_absolute(os.fspath(one), ".").rstrip("/") for one in (old, new))
+    before, after = (absolute(os.fspath(one), ".") for one in (old, new))
     count = _references_of(repository).repoint(before, after)
     if not count:
         places = ", ".join(report.location for report in list_sources(repository)[:8]) or "nothing"
@@ -233,20 +230,33 @@ def _link(
     for key in keys:
         check_key(prefix + key)
     mapping = session.prepare()
-    references = _references_of(session.repository) if not copy else References(os.devnull)
-    run = _Run(mapping, references, prefix, progress)
-    documents = {key for key in found.places if is_document(key)}
-    held = found.held | {key: run.read(found.places[key]) for key in documents}
-    places = {key: place for key, place in found.places.items() if key not in documents}
-    make_room(mapping, path, keys, replace=replace)
-    for key in sorted(held, key=lambda key: not is_document(key)):
-        mapping.set_value(prefix + key, held[key])
-    if copy:
-        run.copy(places)
-    else:
-        run.link(found.location if found.origin is not None else "", places)
+    with _references_for(session.repository, copy=copy) as references:
+        run = _Run(mapping, references, prefix, progress)
+        documents = {key for key in found.places if is_document(key)}
+        held = found.held | {key: run.read(found.places[key]) for key in documents}
+        places = {key: place for key, place in found.places.items() if key not in documents}
+        make_room(mapping, path, keys, replace=replace)
+        for key in sorted(held, key=lambda key: not is_document(key)):
+            mapping.set_value(prefix + key, held[key])
+        if copy:
+            run.copy(places)
+        else:
+            run.link(found.location if found.origin is not None else "", places)
     size = sum(map(len, held.values())) + sum(place.size for place in places.values())
     return LinkReport(found.location, path, len(keys), size, 0 if copy else len(places))
+
+
+@contextmanager
+def _references_for(repository: Repository, *, copy: bool) -> Iterator[References]:
+    """Give what reads the sources, and holds references to them unless they are copied."""
+    if not copy:
+        yield _references_of(repository)
+        return
+    references = References(os.devnull)
+    try:
+        yield references
+    finally:
+        references.close()
 
 
 class _Run:
@@ -368,9 +378,12 @@ class _Found:
 
 def _find(source: LinkSource) -> _Found:
     if isinstance(source, Mapping):
-        return _parse(source, ".", "the references")
+        return _Found("the references", *parse(source, ".", "the references"))
     text = os.fspath(source)
     path = Path(text)
+    beside = os.path.dirname(os.path.abspath(text))
+    if is_parquet(path):
+        return _Found(text, *parse({"refs": read_parquet(path)}, beside, text))
     if path.is_dir():
         location = os.path.abspath(text)
         folder = FolderSource(Path(location))
@@ -395,94 +408,4 @@ def _find(source: LinkSource) -> _Found:
             f"{text} is neither a folder with a zarr nor a json file of references, as kerchunk "
             "writes them; import it instead"
         )
-    return _parse(value, os.path.dirname(os.path.abspath(text)), text)
-
-
-def _parse(value: Mapping[str, Any], folder: str, name: str) -> _Found:
-    """Read references of kerchunk: version 0, a dict of keys, or version 1, with templates."""
-    refs = value.get("refs", value) if "version" in value or "refs" in value else value
-    if not isinstance(refs, Mapping) or value.get("version", 1) not in (0, 1):
-        raise InvalidArgumentError(f"{name}: version {value.get('version')!r} is not known here")
-    if value.get("gen"):
-        raise InvalidArgumentError(
-            f"{name} generate keys (gen), which is not done here; write them out first"
-        )
-    templates = value.get("templates", {}) if refs is not value else {}
-    held: dict[str, bytes] = {}
-    places: dict[str, Place] = {}
-    fill = partial(_fill, templates, name)
-    for key, entry in refs.items():
-        if isinstance(entry, (list, tuple)):
-            places[key] = _place(entry, folder, f"{name}: {key!r}", fill)
-        else:
-            held[key] = _bytes_of(entry, f"{name}: {key!r}")
-    return _Found(name, held, places)
-
-
-def _fill(templates: Mapping[str, Any], name: str, text: str) -> str:
-    try:
-        filled = _TEMPLATE.sub(lambda match: str(templates[match[1]]), text)
-    except KeyError as error:
-        raise InvalidArgumentError(f"{name} have no template {error}") from None
-    if "{{" in filled:
-        raise InvalidArgumentError(
-            f"{name}: the template in {text[:80]!r} is not understood; write it out first"
-        )
-    return filled
-
-
-def _place(
-    entry: list[Any] | tuple[Any, ...], folder: str, what: str, fill: Callable[[str], str]
-) -> Place:
-    """Read ``[url]`` or ``[url, offset, length]``."""
-    url, *numbers = entry or (None,)
-    whole = not numbers
-    if (
-        not isinstance(url, str)
-        or len(numbers) not in (0, 2)
-        or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers)
-    ):
-        raise InvalidArgumentError(f"{what} is {entry!r}, not [url] or [url, offset, length]")
-    source = _absolute(fill(url), folder)
-    return Place(source, 0, _size_of(source)) if whole else Place(source, *numbers)
-
-
-def _size_of(source: str) -> int:
-    if is_url(source):
-        opened = open_source(source)
-        opened.close()
-        return opened.size
-    try:
-        return os.stat(source).st_size
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{source} cannot be read: {error}; check its path") from error
-
-
-def _absolute(source: str, folder: str) -> str:
-    """Return a source as a URL of HTTP or an absolute path."""
-    if is_url(source):
-        return source
-    if source.startswith("file://"):
-        source = source[len("file://") :]
-    if "://" in source:
-        raise InvalidArgumentError(
-            f"{source} cannot be referred to: local files and http(s) can; download it, or give "
-            "its address of http"
-        )
-    return os.path.abspath(os.path.join(folder, source))
-
-
-def _bytes_of(entry: Any, what: str) -> bytes:
-    """Return bytes that stand in the references themselves."""
-    if isinstance(entry, bytes):
-        return entry
-    if isinstance(entry, dict):  # a document that was not made text
-        return json.dumps(entry).encode()
-    if not isinstance(entry, str):
-        raise InvalidArgumentError(f"{what} is {type(entry).__name__}, and no reference")
-    if not entry.startswith("base64:"):
-        return entry.encode()
-    try:
-        return base64.b64decode(entry[len("base64:") :], validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidArgumentError(f"{what} is no base64: {error}") from None
+    return _Found(text, *parse(value, beside, text))

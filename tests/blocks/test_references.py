@@ -184,6 +184,18 @@ def test_sources_can_be_looked_for_elsewhere(tmp_path: Path) -> None:
     assert again.references.repoint(str(tmp_path / "nowhere"), str(tmp_path)) == 0
 
 
+def test_a_source_can_move_to_the_top_of_a_file_system_and_from_it() -> None:
+    for names in (("x/y",), ("x/y", "")):
+        rows = [(cid_of(RAW, BLAKE3, name.encode()), name, 0, 1) for name in names]
+        table = Table.of("/data", rows)
+        top = table.moved("/data/", "/")
+        assert top is not None
+        assert {top.place(row).source for row in range(len(rows))} <= {"/x/y", "/"}
+        back = top.moved("/", "/other")
+        assert back is not None
+        assert {back.place(row).source for row in range(len(rows))} <= {"/other/x/y", "/other"}
+
+
 def test_rows_that_are_not_marked_are_dropped(tmp_path: Path) -> None:
     table, blocks = spread(tmp_path / "data")
     references = References(tmp_path / "references")

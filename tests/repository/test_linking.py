@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import random
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -384,6 +382,11 @@ def test_what_cannot_be_linked_leaves_nothing(tmp_path: Path) -> None:
         (GROUP | {"a": []}, InvalidArgumentError, "not \\[url\\]"),
         (GROUP | {"a": 5}, InvalidArgumentError, "no reference"),
         (GROUP | {"a": "base64:?"}, InvalidArgumentError, "base64"),
+        (GROUP | {"a": "\ud800"}, InvalidArgumentError, "cannot be written as text"),
+        (GROUP | {"a": {"b": b"1"}}, InvalidArgumentError, "cannot be written as text"),
+        (GROUP | {5: "a"}, InvalidArgumentError, "5 is no key"),
+        ({"version": 1, "refs": [GROUP]}, InvalidArgumentError, "are not maps"),
+        ({"refs": GROUP, "templates": ["u"]}, InvalidArgumentError, "are not maps"),
         (GROUP | {"../a": [str(tmp_path / "range")]}, InvalidKeyError, "a"),
     ]
     for source, error, message in cases:
@@ -514,43 +517,6 @@ def test_a_chunk_over_a_mebibyte_is_ranges_of_the_file(tmp_path: Path, h5py: Any
     assert np.array_equal(array[:450], values[:450])
     with pytest.raises(CorruptBlockError, match=f"of {file}, which has changed since"):
         array[450:]
-
-
-def test_all_forms_of_references(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    whole = random.Random(0).randbytes(40)
-    (tmp_path / "data" / "file").write_bytes(whole)
-    refs: dict[str, Any] = {
-        ".zgroup": {"zarr_format": 2},
-        "a/.zarray": "{}",
-        "a/0": ["{{ u }}", 8, 16],
-        "a/1": "base64:" + base64.b64encode(whole).decode(),
-        "a/2": ["data/file"],
-        "a/3": [f"file://{tmp_path}/data/file", 0, 0],
-        "a/.zattrs": ["data/file", 2, 3],  # a document is copied
-        "text": "ünïcode",
-    }
-    wanted = {
-        ".zgroup": b'{"zarr_format": 2}',
-        "a/.zarray": b"{}",
-        "a/0": whole[8:24],
-        "a/1": whole,
-        "a/2": whole,
-        "a/3": b"",
-        "a/.zattrs": whole[2:5],
-        "text": "ünïcode".encode(),
-    }
-    path = tmp_path / "refs.json"
-    path.write_text(json.dumps({"version": 1, "templates": {"u": "data/file"}, "refs": refs}))
-    repository = Repository.open(tmp_path / "links", create=True)
-    done = link(repository, path, message="version 1")
-    assert dict(repository.at("main")) == wanted
-    assert (done.keys, done.linked) == (8, 3)
-    assert done.size == sum(map(len, wanted.values()))
-    refs["a/0"] = ["data/file", 8, 16]
-    path.write_text(json.dumps(refs))
-    link(repository, path, path="old", message="version 0")
-    assert repository.same("main:a", "main:old/a")
 
 
 def test_a_damaged_file_of_references_is_told(tmp_path: Path) -> None:
