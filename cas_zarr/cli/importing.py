@@ -20,11 +20,12 @@ from cas_zarr.cli.output import count, counter, print_json, print_pairs, progres
 from cas_zarr.cli.sections import command
 from cas_zarr.errors import InvalidArgumentError
 from cas_zarr.repository.imports import ImportReport, import_zarr
+from cas_zarr.repository.linking import LinkReport
 from cas_zarr.repository.opening import parse_location
 from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.unixfsimport import UnixfsReport, link_published
 
-__all__ = ["import_command"]
+__all__ = ["import_command", "print_brought"]
 
 _NETCDF_SUFFIXES = (".nc", ".nc3", ".nc4", ".cdf", ".netcdf")
 _MAGIC = (b"CDF\x01", b"CDF\x02", b"CDF\x05", b"\x89HDF")
@@ -193,6 +194,25 @@ def import_command(
         commit = None
         if not no_commit and root != committed_root(opened, branch):
             commit = session.commit(message or _message(report))
+    made = None if commit is None else format_cid(commit)
+    pairs = [
+        ("imported", f"{count(report.keys, 'key')}, {size_text(report.size)}"),
+        ("root", format_cid(root)),
+    ]
+    if made is not None:
+        pairs.append(("commit", made))
+    elif not no_commit:
+        pairs.append(("commit", "none: the branch has this root already"))
+    print_brought(report, pairs, as_json, root=format_cid(root), commit=made)
+
+
+def print_brought(
+    report: ImportReport | UnixfsReport | LinkReport,
+    pairs: list[tuple[str, str]],
+    as_json: bool,
+    **more: object,
+) -> None:
+    """Print what was brought into a repository: in JSON with `more`, else as pairs."""
     if as_json:
         print_json(
             {
@@ -200,20 +220,11 @@ def import_command(
                 "path": report.path,
                 "keys": report.keys,
                 "bytes": report.size,
-                "root": format_cid(root),
-                "commit": None if commit is None else format_cid(commit),
+                **more,
             }
         )
-        return
-    pairs = [
-        ("imported", f"{count(report.keys, 'key')}, {size_text(report.size)}"),
-        ("root", format_cid(root)),
-    ]
-    if commit is not None:
-        pairs.append(("commit", format_cid(commit)))
-    elif not no_commit:
-        pairs.append(("commit", "none: the branch has this root already"))
-    print_pairs(pairs)
+    else:
+        print_pairs(pairs)
 
 
 def _message(report: ImportReport) -> str:
@@ -241,24 +252,11 @@ def _is_netcdf(source: str) -> bool:
 
 
 def _print_linked(opened: Repository, report: UnixfsReport, branch: str, as_json: bool) -> None:
-    root = opened.resolve(branch).root
-    if as_json:
-        print_json(
-            {
-                "source": report.source,
-                "path": report.path,
-                "keys": report.keys,
-                "bytes": report.size,
-                "linked": report.linked,
-                "fetched": report.fetched,
-                "root": format_cid(root),
-            }
-        )
-        return
-    print_pairs(
-        [
-            ("linked", f"{count(report.keys, 'key')}, {size_text(report.size)}"),
-            ("fetched", count(report.fetched, "block")),
-            ("root", format_cid(root)),
-        ]
-    )
+    root = format_cid(opened.resolve(branch).root)
+    pairs = [
+        ("linked", f"{count(report.keys, 'key')}, {size_text(report.size)}"),
+        ("fetched", count(report.fetched, "block")),
+        ("root", root),
+    ]
+    counts = {"linked": report.linked, "fetched": report.fetched}
+    print_brought(report, pairs, as_json, **counts, root=root)

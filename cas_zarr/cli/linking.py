@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from cas_zarr.cid import format_cid
+from cas_zarr.cli.importing import print_brought
 from cas_zarr.cli.options import author_option, json_option, repository_argument
-from cas_zarr.cli.output import count, print_json, print_pairs, printable, progress_bar, size_text
+from cas_zarr.cli.output import count, print_json, printable, progress_bar, size_text
 from cas_zarr.cli.sections import command
 from cas_zarr.repository.linking import link, list_sources, repoint
 from cas_zarr.repository.repository import Repository
@@ -51,9 +52,9 @@ def link_command(
 ) -> None:
     """Link data that lie elsewhere, without copying them, and commit that.
 
-    SOURCE is a folder with a Zarr, or a JSON file of references as kerchunk and VirtualiZarr write
-    them. Every chunk is hashed once and stays where it is. If it changes there, reading it is an
-    error; if it moves, see `sources`. REPOSITORY is a folder, made if it is not there.
+    SOURCE is a folder with a Zarr, or references as kerchunk and VirtualiZarr write them, in JSON
+    or parquet. Every chunk is hashed once and stays where it is. If it changes there, reading it is
+    an error; if it moves, see `sources`. REPOSITORY is a folder, made if it is not there.
     """
     opened = Repository.prepare(repository, author=author)
     name = Path(source).name or source
@@ -68,26 +69,13 @@ def link_command(
             message=message or (f"link {name} as {path}" if path else f"link {name}"),
             progress=progress,
         )
-    root = opened.resolve(branch).root
-    if as_json:
-        print_json(
-            {
-                "source": report.source,
-                "path": report.path,
-                "keys": report.keys,
-                "bytes": report.size,
-                "linked": report.linked,
-                "root": format_cid(root),
-            }
-        )
-        return
-    print_pairs(
-        [
-            ("bound", f"{count(report.keys, 'key')}, {size_text(report.size)}"),
-            ("linked", count(report.linked, "value")),
-            ("root", format_cid(root)),
-        ]
-    )
+    root = format_cid(opened.resolve(branch).root)
+    pairs = [
+        ("bound", f"{count(report.keys, 'key')}, {size_text(report.size)}"),
+        ("linked", count(report.linked, "value")),
+        ("root", root),
+    ]
+    print_brought(report, pairs, as_json, linked=report.linked, root=root)
 
 
 @command(
