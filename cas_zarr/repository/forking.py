@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from cas_zarr.cid import CidBytes
@@ -177,11 +178,10 @@ class Fork(Closing):
             "commit there"
         )
 
-    def merge(self, forks: Any) -> None:
+    def merge(self, forks: Fork | Iterable[Fork]) -> None:
         """Refuse: only the session that made forks merges them."""
         raise InvalidArgumentError(
-            f"{len(forks)} forks cannot be merged into a fork; merge all into the store that made "
-            "them"
+            f"{forks!r} cannot be merged into a fork; merge all forks into the store that made them"
         )
 
     def close(self) -> None:

@@ -197,12 +197,12 @@ class Session(Closing):
         """
         return self.tree.fork()
 
-    def merge(self, forks: Iterable[Fork]) -> None:
+    def merge(self, forks: Fork | Iterable[Fork]) -> None:
         """Take over what forks of this session have written; `flush` or `commit` shows it.
 
         Parameters
         ----------
-        forks : iterable of Fork
+        forks : Fork, or iterable of Fork
             Each as it came back from its worker. One that never came back is just not there.
 
         Raises
@@ -271,11 +271,11 @@ class View:
         """Refuse: there is no branch to write to."""
         raise InvalidArgumentError("only a store that is open on a branch of a repository can fork")
 
-    def merge(self, forks: Iterable[Fork]) -> None:
+    def merge(self, forks: Fork | Iterable[Fork]) -> None:
         """Refuse: there is no branch to write to."""
         raise InvalidArgumentError(
-            f"forks ({len(list(forks))}) are merged into the store that made them, which is open "
-            "on a branch"
+            f"{forks!r} cannot be merged here; merge forks into the store that made them, which is "
+            "open on a branch"
         )
 
     def commit(self, message: str, **options: object) -> CidBytes:

@@ -158,12 +158,12 @@ class WorkingTree:
             base = self.prepare().flush()
             return Fork(self.repository, base, self.branch, self._name, strict=self.strict)
 
-    def merge(self, forks: Iterable[Fork]) -> None:
+    def merge(self, forks: Fork | Iterable[Fork]) -> None:
         """Take over what forks have written; see `Session.merge`."""
         with self.lock:
             deltas: dict[CidBytes, list[Delta]] = {}
             mapping = self.prepare()
-            for fork in forks:
+            for fork in (forks,) if isinstance(forks, Fork) else forks:
                 if not isinstance(fork, Fork) or fork.maker != self._name:
                     raise InvalidArgumentError(
                         f"{fork!r} is no fork of this session on branch {self.branch!r} of "

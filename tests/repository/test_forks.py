@@ -28,7 +28,7 @@ from cas_zarr.errors import (
 )
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.gc import collect
-from cas_zarr.repository.session import Session
+from cas_zarr.repository.session import Session, View
 
 ARRAY = b'{"zarr_format":3,"node_type":"array"}'
 
@@ -127,7 +127,7 @@ def test_nobody_sees_a_fork_before_it_is_merged_and_flushed() -> None:
     assert session.repository.refs.branch("main") is None
     fork.mapping["a/c/1"] = b"new"
     assert "a/c/1" not in session.mapping
-    session.merge([fork])
+    session.merge(fork)
     assert session.mapping["a/c/1"] == b"new"
     assert session.repository.refs.branch("main") is None
     session.commit("both")
@@ -182,9 +182,10 @@ def test_the_same_fork_twice_and_a_retried_one_are_no_conflict() -> None:
 def test_forks_are_merged_where_they_were_made() -> None:
     session, other = session_of({}), session_of({"zarr.json": ARRAY})
     fork = session.fork()
-    for place in (other, fork):
-        with pytest.raises(InvalidArgumentError, match="made"):
-            place.merge([fork])
+    for place in (other, fork, View(CASMapping(session.repository.blocks))):
+        for forks in (fork, [fork], iter([fork])):
+            with pytest.raises(InvalidArgumentError, match="made"):
+                place.merge(forks)  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="merge it into the store that made it"):
         fork.commit("no")
     session.discard()
