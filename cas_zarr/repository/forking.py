@@ -11,6 +11,8 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cas_zarr.cid import CidBytes
@@ -220,8 +222,30 @@ def _unpickle(
 
 # -- repositories of a worker ----------------------------------------------------------------------
 
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A repository that was opened, and its folder, held open so that no other takes its number."""
+
+    repository: Repository
+    sources: Sources
+    folder: int | None
+
+    def is_at(self, location: str) -> bool:
+        """Tell whether it is still the one at its location: it may have been made anew there."""
+        try:
+            return self.folder is None or os.path.samestat(os.fstat(self.folder), os.stat(location))
+        except OSError:
+            return False
+
+    def forget(self) -> None:
+        """Let go of the folder; forks that have the repository go on with it."""
+        if self.folder is not None:
+            os.close(self.folder)
+
+
 _lock = threading.Lock()
-_held: OrderedDict[tuple[int, str], tuple[Sources, Repository]] = OrderedDict()
+_held: OrderedDict[tuple[int, str], _Held] = OrderedDict()
 
 
 def _open(location: str, author: str, sources: Sources) -> Repository:
@@ -231,19 +255,26 @@ def _open(location: str, author: str, sources: Sources) -> Repository:
     key = os.getpid(), location
     with _lock:
         known = _held.get(key)
-        if known is not None and known[0] == sources:
+        if known is not None and known.sources == sources and known.is_at(location):
             _held.move_to_end(key)
-            return known[1]
+            return known.repository
         repository = Repository.open_from(location, sources, read_only=False, author=author)
-        _held[key] = sources, repository
+        if known is not None:
+            known.forget()
+        folder = None
+        with suppress(OSError):  # it is no folder
+            folder = os.open(location, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        _held[key] = _Held(repository, sources, folder)
         while len(_held) > _OPEN:
-            _held.popitem(last=False)
+            _held.popitem(last=False)[1].forget()
         return repository
 
 
 def _after_fork() -> None:
     global _lock
     _lock = threading.Lock()
+    for held in list(_held.values()):
+        held.forget()
     _held.clear()
 
 

@@ -160,10 +160,14 @@ class WorkingTree:
 
     def merge(self, forks: Fork | Iterable[Fork]) -> None:
         """Take over what forks have written; see `Session.merge`."""
+        if isinstance(forks, Fork):
+            forks = (forks,)
+        elif not isinstance(forks, Iterable):
+            raise InvalidArgumentError(f"{forks!r} is no fork; give what `fork` has returned")
         with self.lock:
             deltas: dict[CidBytes, list[Delta]] = {}
             mapping = self.prepare()
-            for fork in (forks,) if isinstance(forks, Fork) else forks:
+            for fork in forks:
                 if not isinstance(fork, Fork) or fork.maker != self._name:
                     raise InvalidArgumentError(
                         f"{fork!r} is no fork of this session on branch {self.branch!r} of "

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import timedelta
@@ -188,6 +189,9 @@ def test_forks_are_merged_where_they_were_made() -> None:
                 place.merge(forks)  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="merge it into the store that made it"):
         fork.commit("no")
+    for what in (None, session, [session]):
+        with pytest.raises(InvalidArgumentError, match="is no fork"):
+            session.merge(what)  # type: ignore[arg-type]
     session.discard()
     with pytest.raises(InvalidArgumentError, match="is no fork of this session"):
         session.merge([fork])
@@ -317,6 +321,20 @@ def test_a_worker_that_is_killed_costs_nothing(tmp_path: Path) -> None:
     store.commit("after all")
     np.testing.assert_array_equal(zarr.open_array(store, path="data")[:], EXPECTED)
     assert Repository.open(tmp_path / "x.cas").verify(data=True).ok
+
+
+def test_a_worker_meets_a_repository_that_was_made_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "x.cas"
+    for last in (False, True):
+        store = made(folder)
+        forks = [write_rows(travelled(store.fork()), start) for start in range(0, 64, 8)]
+        if not last:  # the tasks failed: nothing comes back, and all is removed
+            store.session.discard()
+            shutil.rmtree(folder)
+    store.merge(*map(travelled, forks))
+    store.commit("anew")
+    assert Repository.open(folder).verify(data=True).ok
+    np.testing.assert_array_equal(zarr.open_array(store, path="data")[:], EXPECTED)
 
 
 SHARDED: dict[str, Any] = {
