@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import iris_sample_data
@@ -43,14 +45,14 @@ def main() -> None:
     data = xr.open_dataset(FILE, engine="netcdf4")[["air_temperature"]]
     data = data.drop_vars(["forecast_period", "height"], errors="ignore").load()
     lazy = data.chunk(time=CHUNK)
-    with CASStore(folder) as store:
+    with CASStore(folder) as store, ProcessPoolExecutor(2, get_context("spawn")) as pool:
         for start in range(0, data.sizes["time"], STEP):
             part = lazy.isel(time=slice(start, start + STEP))
             to_cas(
                 part,
                 store,
                 append_dim="time" if start else None,
-                options={"scheduler": "processes", "num_workers": 2},
+                options={"scheduler": "processes", "pool": pool},
             )
             store.commit(f"years {start} to {start + STEP - 1}")
             total = mean_of(store, kept)

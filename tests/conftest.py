@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import traceback
 import warnings
 from collections.abc import Callable
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,17 @@ def conformance() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no conformance fixtures in {folder}; set CAS_ZARR_CONFORMANCE")
     return folder
+
+
+@pytest.fixture(scope="session")
+def processes() -> BaseContext:
+    """Return what starts processes that share nothing with this one, and have imported the rest.
+
+    They are forked from a server that did nothing but import, which takes a second and more.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cas_zarr", "xarray", "cas_zarr.distributed"])
+    return context
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Iterator
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,21 @@ def content(store: CASStore, path: str = "data") -> np.ndarray:
     return zarr.open_array(store, path=path, mode="r")[:]
 
 
+@pytest.fixture(autouse=True)
+def _of_dask(processes: BaseContext) -> Iterator[None]:
+    """Let dask start its processes where what they import is there already."""
+    with dask.config.set({"multiprocessing.context": processes.get_start_method()}):
+        yield
+
+
 @pytest.fixture
-def cluster() -> Iterator[Any]:
+def cluster(processes: BaseContext) -> Iterator[Any]:
     distributed = pytest.importorskip("distributed")
+    method = "distributed.worker.multiprocessing-method"
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 3}),
+        dask.config.set(
+            {"distributed.scheduler.allowed-failures": 3, method: processes.get_start_method()}
+        ),
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=None, protocol="tcp://"
         ) as cluster,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
 import signal
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import timedelta
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -247,9 +247,9 @@ def test_a_strict_fork_binds_nothing_anew() -> None:
     assert dict(session.mapping) == {"a": b"1", "b": b"2"}
 
 
-def test_memory_does_not_travel_to_another_process() -> None:
+def test_memory_does_not_travel_to_another_process(processes: BaseContext) -> None:
     data = pickle.dumps(session_of({}).fork())
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, processes) as pool:
         error = pool.submit(_loading, data).result()
     assert "in the memory of process" in error
 
@@ -282,10 +282,9 @@ def write_rows(fork: CASStore, start: int) -> CASStore:
 EXPECTED = np.arange(64 * 30, dtype="i4").reshape(SHAPE)
 
 
-def test_processes_write_one_commit(tmp_path: Path) -> None:
+def test_processes_write_one_commit(tmp_path: Path, processes: BaseContext) -> None:
     store = made(tmp_path / "x.cas")
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, context) as pool:
+    with ProcessPoolExecutor(2, processes) as pool:
         forks = list(pool.map(write_rows, [store.fork()] * 8, range(0, 64, 8)))
     assert zarr.open_array(store, path="data")[:].sum() == 0
     store.merge(*forks)
@@ -309,10 +308,10 @@ def die_in_the_middle(fork: CASStore, start: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_that_is_killed_costs_nothing(tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_costs_nothing(tmp_path: Path, processes: BaseContext) -> None:
     store = made(tmp_path / "x.cas")
     fork = store.fork()
-    process = multiprocessing.get_context("spawn").Process(target=die_in_the_middle, args=(fork, 0))
+    process = processes.Process(target=die_in_the_middle, args=(fork, 0))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -356,12 +355,12 @@ def cut_anew_and_die(fork: CASStore, file: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_what_leaves_a_worker_is_durable_and_so_is_what_was_cut_anew(tmp_path: Path) -> None:
+def test_what_leaves_a_worker_is_durable_and_so_is_what_was_cut_anew(
+    tmp_path: Path, processes: BaseContext
+) -> None:
     store, file = CASStore(tmp_path / "x.cas"), tmp_path / "fork"
     zarr.create_array(store, name="data", chunks=(1 << 18,), **SHARDED)
-    process = multiprocessing.get_context("spawn").Process(
-        target=cut_anew_and_die, args=(store.fork(), file)
-    )
+    process = processes.Process(target=cut_anew_and_die, args=(store.fork(), file))
     process.start()
     process.join()
     store.merge(pickle.loads(file.read_bytes()))
