@@ -418,6 +418,19 @@ def test_no_more_is_kept_than_there_is_room_for(store: CASStore, tmp_path: Path)
     assert sum(file.stat().st_size for file in files) <= 1000
 
 
+def test_nothing_of_others_goes_from_a_folder_of_results(store: CASStore, tmp_path: Path) -> None:
+    array = zarr.open_array(store, path="data", mode="r")
+    for name in ("ab/notes.npy", "data/c0", f"ab/{'0' * 62}.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(2000))
+    left = tmp_path / "ab" / f"{'0' * 62}.x.part"
+    left.write_bytes(bytes(2000))
+    cached(lambda block: block, folder=tmp_path, limit=0)(array).compute()
+    assert not left.exists()
+    assert {file.name for file in (tmp_path / "ab").iterdir()} == {"notes.npy", f"{'0' * 62}.txt"}
+    assert (tmp_path / "data" / "c0").stat().st_size == 2000
+
+
 def test_results_are_kept_for_stores_with_cids_alone() -> None:
     with pytest.raises(InvalidArgumentError, match="CASStore"):
         cached(np.negative)(zarr.create_array({}, shape=3, dtype="i4"))

@@ -7,6 +7,7 @@ an append, or a correction, only new and changed chunks are read and computed.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ Function: TypeAlias = "Callable[[NDArray[Any]], Any]"
 
 LIMIT: Final = 10 << 30
 _DIGEST: Final = 32
+_OURS = re.compile(r"[0-9a-f]{62}(\.npy|\..+\.part)")  # a result, or what a kill left of one
 _LAYOUT: Final = ("data_type", "dtype", "codecs", "compressor", "filters", "fill_value", "order")
 
 
@@ -213,7 +215,9 @@ def _write(file: Path, result: NDArray[Any]) -> None:
     data = buffer.getvalue()
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as part:
+        with NamedTemporaryFile(
+            dir=file.parent, prefix=f"{file.stem}.", suffix=".part", delete=False
+        ) as part:
             try:
                 part.write(blake3(data).digest() + data)
                 part.close()
@@ -224,9 +228,11 @@ def _write(file: Path, result: NDArray[Any]) -> None:
 
 
 def _prune(folder: Path, limit: int) -> None:
-    """Delete what was not used for longest, once there is too much."""
+    """Delete what was not used for longest, once there is too much; only what was kept here."""
     found = []
-    for file in folder.glob("*/*"):
+    for file in folder.glob("[0-9a-f][0-9a-f]/*"):
+        if _OURS.fullmatch(file.name) is None:
+            continue
         with suppress(OSError):
             status = file.stat()
             found.append((status.st_mtime, status.st_size, file))
