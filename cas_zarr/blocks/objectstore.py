@@ -2,48 +2,50 @@
 
 ::
 
-    blocks/<last two characters of the cid>/<cid>
+    blocks/…, rescued/…  the blocks (`cas_zarr.blocks.objectnames`)
+    condemned/<name>     lists of condemned blocks
+    collecting.json      who collects garbage (`cas_zarr.blocks.lease`)
 
-The CID is that of the block as raw, in base32: blocks are found by their multihash. An object is
-written once, under the condition that it is not there. So there is no index and no lock, and any
-number of clients write at once: who comes second finds that the block is there.
+An object is written once, under the condition that it is not there. So there is no index and no
+lock, and any number of clients write at once: who comes second finds that the block is there.
+
+A sweep deletes by name, and cannot see that a block was written anew a moment ago. So a block that
+is condemned in one place is written into the other one, and no sweep of that list goes there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
 
-from cas_zarr.blocks.base import MAX_BLOCK_SIZE, BlockStore, checked
+import numpy as np
+from numpy.typing import NDArray
+
+from cas_zarr.blocks.base import MAX_BLOCK_SIZE, checked
+from cas_zarr.blocks.collectable import CollectableBlocks, Marks
+from cas_zarr.blocks.condemned import Condemned
+from cas_zarr.blocks.lease import Lease
+from cas_zarr.blocks.objectmarks import ObjectMarks
+from cas_zarr.blocks.objectnames import KEY_SIZE, PLACES, cid_at, name_in
 from cas_zarr.blocks.objects import Objects, Place, open_object_store
 from cas_zarr.blocks.uploads import Uploads
 from cas_zarr.blocks.waiting import WAITERS, map_waiting
-from cas_zarr.cid import (
-    DIGEST_SIZE,
-    RAW,
-    BytesLike,
-    CidBytes,
-    CidLike,
-    as_cid_bytes,
-    format_cid,
-    matches,
-)
-from cas_zarr.errors import (
-    BlockNotFoundError,
-    InvalidCIDError,
-    LimitError,
-    ReadOnlyError,
-)
+from cas_zarr.cid import RAW, BytesLike, CidBytes, CidLike, format_cid, matches
+from cas_zarr.errors import BlockNotFoundError, LimitError, ReadOnlyError, StorageError
 
 __all__ = ["ObjectStoreBlocks"]
 
-_FOLDER = "blocks"
-_KEY_SIZE = DIGEST_SIZE + 2  # a multihash
-_AS_RAW = bytes([1, RAW])
-_LOOK_FIRST = 1 << 18  # bytes; a put that fails sends all of them, a look sends none
-_MOST_KNOWN = 1 << 16  # twice; some 20 MB
+_AS_RAW: Final = bytes([1, RAW])
+_LOOK_FIRST: Final = 1 << 18  # bytes; a put that fails sends all of them, a look sends none
+_MOST_KNOWN: Final = 1 << 16  # twice; some 20 MB
+_LISTS: Final = "condemned"
+_LEASE: Final = "collecting.json"
+_MOST_LIST: Final = 1 << 30
 
 
-class ObjectStoreBlocks(BlockStore):
+class ObjectStoreBlocks(CollectableBlocks):
     """Blocks that are objects of a bucket.
 
     Parameters
@@ -96,6 +98,8 @@ class ObjectStoreBlocks(BlockStore):
         self._known: set[bytes] = set()  # multihashes of blocks that are there
         self._known_before: set[bytes] = set()
         self._damaged: set[bytes] = set()  # of blocks that were found damaged
+        self._lock = threading.Lock()  # of what is known, and the lists it is known under
+        self._lease: Lease | None = None  # while garbage is collected
 
     @property
     def location(self) -> str:
@@ -110,26 +114,34 @@ class ObjectStoreBlocks(BlockStore):
     # -- reading ------------------------------------------------------------------------------
 
     def _read(self, cid: CidBytes) -> BytesLike | None:
-        data = self._uploads.get(cid[-_KEY_SIZE:])
+        data = self._uploads.get(cid[-KEY_SIZE:])
         return self._read_object(cid) if data is None else data
 
     def _read_object(self, cid: CidBytes) -> memoryview | None:
+        for place in PLACES:
+            data = self._read_in(place, cid)
+            if data is not None:
+                return data
+        return None
+
+    def _read_in(self, place: str, cid: CidBytes) -> memoryview | None:
         try:
-            return self.objects.get(_name(cid[-_KEY_SIZE:]), limit=MAX_BLOCK_SIZE)
+            return self.objects.get(name_in(place, cid[-KEY_SIZE:]), limit=MAX_BLOCK_SIZE)
         except LimitError:
             self._note_damage(cid)
             raise self._corrupt(cid) from None
 
     def _read_other_copy(self, cid: CidBytes) -> bytes | None:
         """Ask once more: the bytes may have been changed on their way."""
-        data = self._read_object(cid)
-        if data is not None and matches(cid, data):
-            return bytes(data)
+        for place in PLACES:
+            data = self._read_in(place, cid)
+            if data is not None and matches(cid, data):
+                return bytes(data)
         self._note_damage(cid)
         return None
 
     def _note_damage(self, cid: CidBytes) -> None:
-        key = cid[-_KEY_SIZE:]
+        key = cid[-KEY_SIZE:]
         self._damaged.add(key)
         self._forget(key)
 
@@ -151,16 +163,21 @@ class ObjectStoreBlocks(BlockStore):
         return self._size(cid) is not None
 
     def _size(self, cid: CidBytes) -> int | None:
-        key = cid[-_KEY_SIZE:]
+        key = cid[-KEY_SIZE:]
         data = self._uploads.get(key)
-        return self.objects.size(_name(key)) if data is None else len(data)
+        if data is not None:
+            return len(data)
+        sizes = (self.objects.size(name_in(place, key)) for place in PLACES)
+        return next((size for size in sizes if size is not None), None)
 
     def list(self) -> Iterator[CidBytes]:
         """Yield the CID of every block that is held, as raw, page by page as they come."""
         self._uploads.wait()
-        for name, _ in self.objects.list(_FOLDER):
-            cid = _cid(name)
-            if cid is not None:
+        rescued = {cid for name, _ in self.objects.list(PLACES[1]) if (cid := cid_at(name))}
+        yield from rescued
+        for name, _ in self.objects.list(PLACES[0]):
+            cid = cid_at(name)
+            if cid is not None and cid not in rescued:
                 yield cid
 
     def _not_found(self, cid: CidBytes) -> BlockNotFoundError:
@@ -172,7 +189,7 @@ class ObjectStoreBlocks(BlockStore):
     # -- writing ------------------------------------------------------------------------------
 
     def _write(self, cid: CidBytes, data: BytesLike) -> None:
-        key = cid[-_KEY_SIZE:]
+        key = cid[-KEY_SIZE:]
         if key in self._known or key in self._known_before:
             return
         if key in self._damaged and not matches(cid, data):
@@ -181,22 +198,43 @@ class ObjectStoreBlocks(BlockStore):
 
     def _send(self, key: bytes, data: bytes) -> None:
         """Hold a block, unless it is there already."""
-        name = _name(key)
+        while True:
+            lists = self._condemned
+            there = self._send_to(self._place_for(key), key, data)
+            with self._lock:  # a list that came meanwhile may condemn it where it was sent
+                if self._condemned is lists:
+                    if there:
+                        self._note(key)
+                    return
+
+    def _send_to(self, place: str, key: bytes, data: bytes) -> bool:
+        name = name_in(place, key)
         damaged = key in self._damaged
         if not damaged and len(data) >= _LOOK_FIRST:
             size = self.objects.size(name)
             if size is not None:
                 if size == len(data):
-                    return self._note(key)
+                    return True
                 damaged = True
         if not damaged:
             self.objects.create(name, data)
-        elif matches(CidBytes(_AS_RAW + key), data):
+            return True
+        if matches(CidBytes(_AS_RAW + key), data):
             self.objects.replace(name, data)
             self._damaged.discard(key)
-        else:
-            return None  # whatever is there: who reads it is told
-        return self._note(key)
+            return True
+        return False  # whatever is there: who reads it is told
+
+    def _place_for(self, key: bytes) -> str:
+        """Return where a block is written: not where a list condemns it."""
+        swept = {place for one in self._condemned if one.holds(key) for place in one.places}
+        for place in PLACES:
+            if place not in swept:
+                return place
+        raise StorageError(
+            f"two collections of garbage in {self.location} condemn a block in both places; wait "
+            "until one of them is done, and flush again"
+        )
 
     def _note(self, key: bytes) -> None:
         """Remember that a block is there; of too many the older half is forgotten."""
@@ -218,11 +256,11 @@ class ObjectStoreBlocks(BlockStore):
         """
         if self.read_only:
             raise ReadOnlyError(f"{self.location} is open for reading only")
-        keys = [checked(cid)[-_KEY_SIZE:] for cid in cids]
+        keys = [checked(cid)[-KEY_SIZE:] for cid in cids]
         for key in keys:
             self._uploads.drop(key)
         try:
-            self.objects.delete([_name(key) for key in keys])
+            self.objects.delete([name_in(place, key) for place in PLACES for key in keys])
         finally:
             for key in keys:
                 self._forget(key)
@@ -242,21 +280,66 @@ class ObjectStoreBlocks(BlockStore):
         """Send nothing more. What was not flushed may be lost."""
         self._uploads.close()
 
+    # -- collecting garbage -------------------------------------------------------------------
+
+    def avoid(self, lists: Sequence[Condemned], epoch: int) -> None:
+        """Take what these lists condemn for absent; forget what was there before an epoch."""
+        with self._lock:
+            if epoch > self._epoch:
+                self._known, self._known_before = set(), set()
+            super().avoid(lists, epoch)
+
+    def condemned_many(self, keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Tell for each of many multihashes whether a list condemns it and it has no other copy."""
+        listed = np.zeros(len(keys), bool)
+        for one in self._condemned:
+            listed |= one.holds_many(keys)
+        rows = np.flatnonzero(listed).tolist()
+        listed[rows] = map_waiting(
+            lambda row: not self._is_rescued(bytes(keys[row])), rows, parallel=self._parallel
+        )
+        return listed
+
+    def _is_rescued(self, key: bytes) -> bool:
+        if key in self._known or key in self._known_before or self._uploads.get(key) is not None:
+            return True
+        return self.objects.size(name_in(self._place_for(key), key)) is not None
+
+    def survey(self) -> Marks:
+        """Return marks for all objects that are there; those of others may not be flushed yet."""
+        self._uploads.wait()
+        return ObjectMarks(self.objects, self._lease)
+
+    def write_list(self, data: bytes) -> Condemned:
+        """Hold a list, durably."""
+        condemned = Condemned.from_bytes(data, Condemned.name_of(data))
+        self.objects.create(f"{_LISTS}/{condemned.name}", data)
+        return condemned
+
+    def read_list(self, name: str) -> Condemned:
+        """Return a list; BlockNotFoundError if there is none of that name."""
+        data = self.objects.get(f"{_LISTS}/{name}", limit=_MOST_LIST)
+        if data is None:
+            raise BlockNotFoundError(
+                f"the list {name} of condemned blocks is not in {self.location}; run gc, which "
+                "makes a new one"
+            )
+        return Condemned.from_bytes(bytes(data), name)
+
+    def delete_lists(self, keep: Collection[str]) -> None:
+        """Remove all lists but those of some names."""
+        names = [name for name, _ in self.objects.list(_LISTS)]
+        self.objects.delete([name for name in names if name.rpartition("/")[2] not in keep])
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Return a context in which nobody else collects here; ConflictError if someone does."""
+        with Lease(self.objects, _LEASE, "collection") as self._lease:
+            try:
+                yield
+            finally:
+                self._lease = None
+
 
 def _opened(objects: Objects, read_only: bool, parallel: int) -> ObjectStoreBlocks:
     return ObjectStoreBlocks(objects, read_only=read_only, parallel=parallel)
-
-
-def _name(key: bytes) -> str:
-    """Return the name of the object of a multihash."""
-    text = format_cid(CidBytes(_AS_RAW + key))
-    return f"{_FOLDER}/{text[-2:]}/{text}"
-
-
-def _cid(name: str) -> CidBytes | None:
-    """Return the CID of the block that an object of that name holds; None if it holds none."""
-    try:
-        cid = checked(as_cid_bytes(name.rpartition("/")[2]))
-    except InvalidCIDError:
-        return None
-    return cid if _name(cid[-_KEY_SIZE:]) == name else None

@@ -3,7 +3,7 @@
 ::
 
     cas-zarr.json     what this is, as in a folder
-    blocks/…          the blocks, an object each (`cas_zarr.blocks.objectstore`)
+    blocks/… and others  the blocks, an object each (`cas_zarr.blocks.objectstore`)
     refs/heads/….ref  refs/tags/….ref  refs/conflicts/….ref
     refs/heads/….root the root document that a branch leads to, or led to before its last move
     refs/log/<time>-<random>
@@ -12,9 +12,11 @@
     refs/shallow.ref  the commits at which the history was cut
 
 There is no lock. A ref is an object that is replaced under the condition that it is the version
-that was read, and the record of collections is read after that version. What was deleted stays as
-an empty object, so that this condition can be made of it, too. The names have an end of their own
-since many servers cannot hold an object whose name is a folder of another's.
+that was read, and the record of collections is read after that version; who collects puts each ref
+anew, so that nobody can move it whose look at the record is older. Who makes a ref looks once more
+behind. What was deleted stays as an empty object, so that conditions can be made of it, too. The
+names have an end of their own since many servers cannot hold an object whose name is a folder of
+another's.
 
 Behind its record an object has a second line: a JSON array of 16 hex digits for each of its newest
 writes, newest first. It tells a writer whose answer was lost whether its write took place, and no
@@ -49,7 +51,9 @@ from cas_zarr.repository.records import MAX_REF_BYTES, Branch
 from cas_zarr.repository.refs import (
     GC,
     LOG,
+    SHALLOW,
     UNGUARDED,
+    GuardError,
     Refs,
     Unguarded,
     collected_meanwhile,
@@ -71,6 +75,7 @@ _TAIL: Final = re.compile(rb'\n\["[0-9a-f]{16}"(?:,"[0-9a-f]{16}"){0,31}\]')
 
 _PIECE: Final = 4 << 20  # bytes of a rewritten log in one object
 _MAX_PIECE: Final = 64 << 20
+_MANY: Final = 256  # objects of a log, which are then put into one
 _LOOKS: Final = 5  # at a log that is rewritten meanwhile
 _FRESH: Final = 1.0  # seconds
 _MOST_SEEN: Final = 1024
@@ -100,6 +105,8 @@ class BucketRefs(Refs):
     that is looked for before, and there is no lock. Both work here, and only one fits into a
     folder.
     """
+
+    settling = 120.0  # twice what a request and its repetitions take at most
 
     def __init__(self, objects: Objects, *, read_only: bool = False) -> None:
         self.objects = objects
@@ -230,12 +237,28 @@ class BucketRefs(Refs):
         if seen.record is None and new is not None:
             self._check_room(path)
         entry = "" if line is None else self._add_to_log(line)
-        if self._put(path, seen, new):
+        own = self._put(path, seen, new)
+        if own and seen.record is None and new is not None and guard is not UNGUARDED:
+            self._look_again(path, own, guard)
+        if own:
             return True
         if entry:
             with suppress(CasZarrError):  # a move that never came to be may be told
                 self.objects.delete([entry])
         return False
+
+    def _look_again(self, path: str, own: bytes, guard: bytes | None) -> None:
+        """Take back a ref that was made just now if a collection began or ended meanwhile.
+
+        A fence puts each ref anew, and cannot do so with one that is not there yet.
+        """
+        try:
+            self._check_guard(guard)
+        except GuardError:
+            made = self._look(path)
+            if made.writes[:1] == (own,):  # and nobody has moved it
+                self._put(path, made, None)
+            raise
 
     def _check_guard(self, guard: bytes | None) -> None:
         if self._look(GC).record != guard:
@@ -255,16 +278,30 @@ class BucketRefs(Refs):
                 if len(data) <= _MAX_ROOT:
                     self.objects.replace(_root_name(path), data)
 
-    def _put(self, path: str, seen: _Version, new: bytes | None) -> bool:
+    def _put(self, path: str, seen: _Version, new: bytes | None) -> bytes:
+        """Return the id of the write that replaced a version; none if it is not there by now."""
         self._seen.pop(path, None)
         name = _name(path)
-        if new is None:
-            return seen.record is None or self.objects.swap(name, seen.token, b"")
         own = os.urandom(8).hex().encode()
+        if new is None:
+            gone = seen.record is None or self.objects.swap(name, seen.token, b"")
+            return own if gone else b""
         data = new + _tail((own, *seen.writes[: _WRITES - 1]))
-        return self.objects.swap(
+        put = self.objects.swap(
             name, seen.token, data, ours=lambda now: own in _version(now, None).writes
         )
+        return own if put else b""
+
+    def fence(self) -> None:
+        """Put each ref anew: who has read another version of it has to look at the record again."""
+        folders = ("heads", "tags", "conflicts", "tracking")
+        paths = [f"{folder}/{path}" for folder in folders for path in self._list(folder)]
+        map_waiting(self._put_anew, [*paths, SHALLOW])
+
+    def _put_anew(self, path: str) -> None:
+        while (seen := self._look(path)).record is not None:
+            if self._put(path, seen, seen.record):
+                return
 
     def _paths(self, folder: str) -> Iterator[str]:
         if folder == _REMOTES:
@@ -316,7 +353,7 @@ class BucketRefs(Refs):
     def _rewrite_log(self, change: Callable[[bytes], tuple[bytes, int]]) -> int:
         names, data = self._log_objects()
         new, count = change(data)
-        if not count:
+        if not count and len(names) < _MANY:
             return 0
         # First the new ones, where the oldest was, then away with the old ones. In between lines
         # are there twice, which is not told; those that are added now are in objects of their own.

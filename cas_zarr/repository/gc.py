@@ -351,7 +351,12 @@ class Collection:
             self._passed = 0
             self.commits.clear()
             self.roots.clear()
-        self._listed = {one.name for one, _ in self.pending()}
+        lists = self.pending()
+        self._listed = {one.name for one, _ in lists}
+        if lists and not self._dry_run:  # whoever moves a ref that is read below has seen them
+            newest = max(published for _, published in lists)
+            time.sleep(max(0.0, self._refs.settling - max(0, self._clock() - newest) / 1e6))
+            self._refs.fence()
         while True:  # until all that refs lead to has been seen before
             count = len(self.commits) + len(self.roots)
             records = list(self._records())  # then where histories end: that is noted first

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self, TypeAlias
 
@@ -21,8 +22,10 @@ import numpy as np
 from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.collectable import CollectableBlocks
 from cas_zarr.blocks.condemned import Condemned
+from cas_zarr.blocks.fronted import FrontedBlocks
 from cas_zarr.blocks.index import KEY_SIZE
 from cas_zarr.blocks.tiered import TieredBlocks
+from cas_zarr.blocks.waiting import map_waiting
 from cas_zarr.cid import DAG_CBOR, CidBytes, codec_of, format_cid
 from cas_zarr.codecs import dagjson
 from cas_zarr.errors import BlockNotFoundError, CasZarrError, FormatError, StorageError
@@ -107,9 +110,9 @@ def _pending(value: object) -> PendingList:
 
 
 def collectable(blocks: BlockStore) -> BlockStore:
-    """Return what holds the blocks that are really here."""
-    while isinstance(blocks, TieredBlocks):
-        blocks = blocks.local
+    """Return what holds the blocks that are really here, or behind a cache."""
+    while isinstance(blocks, (TieredBlocks, FrontedBlocks)):
+        blocks = blocks.behind if isinstance(blocks, FrontedBlocks) else blocks.local
     return blocks
 
 
@@ -251,9 +254,11 @@ class Guard:
             keys = b"".join(cid[-KEY_SIZE:] for cid in batch)
             condemned = own.condemned_many(np.frombuffer(keys, np.uint8).reshape(-1, KEY_SIZE))
         doubtful = [batch[row] for row in np.flatnonzero(condemned).tolist()]
-        for cid in doubtful:
-            if own.has(cid):
-                own.put(cid, own.get(cid))
+        if own.remote:
+            map_waiting(self._write_anew, doubtful)
+        else:
+            for cid in doubtful:
+                self._write_anew(cid)
         # In a clone of parts most of what is not here was never here, and lies where it comes from.
         # But what was written here, and swept, is nowhere.
         if swept or not self._partial:
@@ -261,6 +266,10 @@ class Guard:
         for cid, held in zip(doubtful, self.blocks.has_many(doubtful), strict=True):
             if not held:
                 raise BlockNotFoundError(f"block {format_cid(cid)} is not there")
+
+    def _write_anew(self, cid: CidBytes) -> None:
+        with suppress(BlockNotFoundError):
+            self._own.put(cid, self._own.get(cid))
 
     def _needed(self, new: Branch | Tag, expected: Branch | Tag | None) -> Iterator[CidBytes]:
         """Yield the blocks that `new` leads to and `expected` does not."""

@@ -80,9 +80,12 @@ class Refs(ABC):
     ----------
     read_only : bool
         Whether moving a ref is refused.
+    settling : float
+        Seconds after which a request of someone who died has come to its end.
     """
 
     read_only: bool = False
+    settling: float = 0.0
 
     # -- what a backend provides ------------------------------------------------------------
 
@@ -361,6 +364,12 @@ class Refs(ABC):
         if new is not None and len(new) > MAX_REF_BYTES:
             raise LimitError(f"a record of collections of {len(new)} bytes is over {MAX_REF_BYTES}")
         return self._swap(GC, old, new)
+
+    def fence(self) -> None:
+        """See to it that nobody moves a ref who looked at the record of collections before this.
+
+        Where a move and its look are one step, nothing has to be done.
+        """
 
     # -- other repositories -----------------------------------------------------------------------
 

@@ -75,10 +75,15 @@ def used(repo: Repository) -> set[CidBytes]:
 
 
 def held(repo: Repository) -> set[CidBytes]:
+    """Return all blocks that are held, with the codecs of `used` as far as they are in use."""
     if isinstance(repo.blocks, LocalBlocks):
         with LocalBlocks(repo.blocks.path, read_only=True) as blocks:
             return set(blocks.list())
-    return set(repo.blocks.list())
+    found = set(repo.blocks.list())
+    if repo.blocks.remote:  # an object's name tells the multihash alone
+        known = {cid[-34:]: cid for cid in used(repo)}
+        found = {known.get(cid[-34:], cid) for cid in found}
+    return found
 
 
 def collect_all(repo: Repository) -> GCReport:
