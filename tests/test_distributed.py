@@ -127,6 +127,14 @@ def test_what_does_not_fit_is_refused(store: CASStore) -> None:
             store_dask(lazy, "data", store, regions=region)
     with pytest.raises(InvalidArgumentError, match="as many targets"):
         store_dask([lazy], ["data", "data"], store)
+    for source in (VALUES, [VALUES], None):
+        with pytest.raises(InvalidArgumentError, match="no dask array"):
+            store_dask(source, "data", store)
+    memory: Any = zarr.storage.MemoryStore()
+    with pytest.raises(InvalidArgumentError, match="is no CASStore"):
+        store_dask(lazy, "data", memory)
+    with pytest.raises(InvalidArgumentError, match="is no CASStore"):
+        to_cas(xr.Dataset(), memory)
     with pytest.raises(InvalidArgumentError, match="compute_chunk_sizes"):
         store_dask(lazy[lazy[:, 0] > 0][:, :], "data", store, regions=(slice(0, 0), slice(None)))
 
@@ -281,6 +289,29 @@ def test_appends_within_a_shard(tmp_path: Path) -> None:
             to_cas(part.chunk(x=3), ours, **how)
             part.to_zarr(theirs, consolidated=False, **how)
             assert ours.flush() == theirs.flush()
+
+
+@pytest.mark.parametrize("how", [{"append_dim": "time"}, {"mode": "w"}, {"group": "new"}])
+def test_what_fails_leaves_the_store_as_it_was(tmp_path: Path, how: dict[str, Any]) -> None:
+    with CASStore(tmp_path / "x.cas") as store:
+        to_cas(days(0, 4).chunk(time=2), store)
+        before = store.session.repository.resolve(store.commit("four days")).root
+
+        def fail(_: np.ndarray) -> np.ndarray:
+            store.mapping["other/zarr.json"] = b'{"zarr_format":3,"node_type":"group"}'
+            raise RuntimeError("a worker failed")
+
+        broken = days(4, 3).chunk(time=2)
+        lazy = broken.t2m.data.map_blocks(fail, dtype="f8", meta=np.empty((0, 0, 0)), name="fail")
+        broken["t2m"] = broken.t2m.copy(data=lazy)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="a worker failed"):
+                to_cas(broken, store, **how)
+        del store.mapping["other/zarr.json"]  # that of another thread stays
+        assert bytes(store.flush()) == before
+        to_cas(days(4, 3).chunk(time=2), store, append_dim="time")
+        read = xr.open_zarr(store, consolidated=False)
+        np.testing.assert_array_equal(read.time, days(0, 7).time)
 
 
 def test_a_dataset_in_memory_needs_no_workers(tmp_path: Path) -> None:

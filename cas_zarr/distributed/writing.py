@@ -18,7 +18,7 @@ from dask.base import is_dask_collection
 from dask.delayed import Delayed, delayed
 
 from cas_zarr.dataset import Dataset
-from cas_zarr.errors import InvalidArgumentError
+from cas_zarr.errors import CasZarrError, InvalidArgumentError
 from cas_zarr.repository.forking import Fork
 from cas_zarr.store import CASStore
 from cas_zarr.tree.delta import Delta, joined
@@ -129,14 +129,19 @@ def store_dask(
     >>> store_dask(x, "t2m", store)  # doctest: +SKIP
     >>> store.commit("t2m")  # doctest: +SKIP
     """
+    several = isinstance(sources, (list, tuple))
+    if not all(isinstance(source, da.Array) for source in (sources if several else [sources])):
+        raise InvalidArgumentError(
+            "a source is no dask array; make one with dask.array.from_array, or assign what is in "
+            "memory to the zarr array"
+        )
     if isinstance(sources, da.Array):
         sources, targets = [sources], [targets]  # type: ignore[list-item]
         regions = None if regions is None else [regions]  # type: ignore[list-item]
     places: list[Any] = [None] * len(sources) if regions is None else list(regions)
     if isinstance(targets, (str, zarr.Array)) or not len(sources) == len(targets) == len(places):
         raise InvalidArgumentError("give as many targets, and regions if any, as sources")
-    fork = store.fork().session
-    assert isinstance(fork, Fork)
+    fork = _fork_of(store)
     tasks: list[Delayed] = []
     for source, target, region in zip(sources, targets, places, strict=True):
         path = target if isinstance(target, str) else _path_in(store, target)
@@ -144,6 +149,14 @@ def store_dask(
         tasks += _array_tasks(fork, source, array, path, region, _write_blocks, path)
     writes = Writes(store, fork, tasks)
     return _computed(writes, compute, options)
+
+
+def _fork_of(store: CASStore) -> Fork:
+    if not isinstance(store, Dataset):
+        raise InvalidArgumentError(f"{store} is no CASStore; open a repository with CASStore(...)")
+    fork = store.fork().session
+    assert isinstance(fork, Fork)
+    return fork
 
 
 def _path_in(store: CASStore, target: ZarrArray) -> str:
@@ -169,7 +182,7 @@ def to_cas(
     """Write an xarray dataset whose variables are dask arrays, from many workers.
 
     The metadata and what is in memory are written here, by ``to_zarr``; the blocks of lazy
-    variables by the workers.
+    variables by the workers. If one of them fails, the store is as it was before.
 
     Parameters
     ----------
@@ -210,9 +223,10 @@ def to_cas(
         starts[append_dim] = _length(store, group, append_dim)
     shared: dict[str, Any] = {"group": group, "consolidated": False, "safe_chunks": False}
     given = {"mode": mode, "append_dim": append_dim, "region": region, "encoding": encoding}
-    dataset.to_zarr(store, compute=False, **(shared | kwargs | given))
-    fork = store.fork().session
-    assert isinstance(fork, Fork)
+    prepared = _fork_of(store)
+    dataset.to_zarr(CASStore(prepared), compute=False, **(shared | kwargs | given))
+    store.session.merge(prepared)
+    fork = _fork_of(store)
     tasks: list[Delayed] = []
     for name, variable in dataset.variables.items():
         if not is_dask_collection(variable._data):
@@ -228,7 +242,19 @@ def to_cas(
         where = name, variable.dims, options_here
         tasks += _array_tasks(fork, variable.data, array, path, place, _write_variable, where)
     writes = Writes(store, fork, tasks)
-    return _computed(writes, compute, options or {})
+    try:
+        return _computed(writes, compute, options or {})
+    except BaseException as error:
+        _take_back(store, prepared, error)
+        raise
+
+
+def _take_back(store: CASStore, fork: Fork, error: BaseException) -> None:
+    """Undo what a fork did that was merged, so that what failed can be tried again."""
+    try:
+        store.session.prepare().unite(fork.base, base=fork.flush())
+    except CasZarrError as trouble:
+        error.add_note(f"the metadata that were written before stay in {store}: {trouble}")
 
 
 def _length(store: CASStore, group: str | None, dim: Hashable) -> int:
