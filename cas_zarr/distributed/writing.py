@@ -225,7 +225,7 @@ def to_cas(
     given = {"mode": mode, "append_dim": append_dim, "region": region, "encoding": encoding}
     prepared = _fork_of(store)
     dataset.to_zarr(CASStore(prepared), compute=False, **(shared | kwargs | given))
-    store.session.merge(prepared)
+    store.session.prepare().unite(prepared.flush(), base=prepared.base)
     fork = _fork_of(store)
     tasks: list[Delayed] = []
     for name, variable in dataset.variables.items():
