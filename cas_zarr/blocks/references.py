@@ -94,6 +94,7 @@ class References:
         self.path = os.path.abspath(os.fspath(path))
         self.damaged: dict[str, str] = {}
         self._tables: dict[str, Table] = {}
+        self._unread = False
         self._lock = threading.Lock()
         self._web: OrderedDict[str, ByteSource] = OrderedDict()
         self._client: HttpClient | None = None
@@ -108,8 +109,9 @@ class References:
         except OSError as error:
             raise disk.failure(error, "look at the references", self.path) from error
         with self._lock:
-            if names != self._tables.keys() | self.damaged.keys():
+            if self._unread or names != self._tables.keys() | self.damaged.keys():
                 tables, damaged = self._tables, {}
+                self._unread = False
                 fresh: dict[str, Table] = {}
                 for name in sorted(names):
                     try:
@@ -117,6 +119,7 @@ class References:
                     except FileNotFoundError:  # replaced meanwhile
                         continue
                     except (FormatError, OSError) as error:
+                        self._unread |= isinstance(error, OSError)  # next time it may be read
                         damaged[name] = f"{os.path.join(self.path, name)} is damaged: {error}"
                 self._tables, self.damaged = fresh, damaged
             return self._tables

@@ -299,6 +299,18 @@ def test_no_flipped_bit_in_a_file_of_references_goes_unseen(tmp_path: Path) -> N
         again.get(next(iter(blocks)))
 
 
+def test_a_file_that_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
+    table, blocks = spread(tmp_path / "data", count=8)
+    store = opened(tmp_path)
+    file = tmp_path / "references" / ("0" * 32 + ".refs")
+    file.mkdir(parents=True)
+    with pytest.raises(BlockNotFoundError, match="is damaged: .*directory"):
+        store.get(next(iter(blocks)))
+    file.rmdir()
+    file.write_bytes(table.to_bytes())
+    assert list(store.get_many(list(blocks))) == list(blocks.values())
+
+
 def sealed(header: dict[str, object], rows: bytes) -> bytes:
     text = dagjson.encode(header)  # type: ignore[arg-type]
     data = b"cas-zarr/refs/1\n" + len(text).to_bytes(8, "little") + text + rows
