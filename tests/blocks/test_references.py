@@ -304,7 +304,7 @@ def test_a_file_that_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
     store = opened(tmp_path)
     file = tmp_path / "references" / ("0" * 32 + ".refs")
     file.mkdir(parents=True)
-    with pytest.raises(BlockNotFoundError, match="is damaged: .*directory"):
+    with pytest.raises(BlockNotFoundError, match=r"is damaged: .*directory"):
         store.get(next(iter(blocks)))
     file.rmdir()
     file.write_bytes(table.to_bytes())
