@@ -39,7 +39,7 @@ class ObjectMarks(Marks):
     ----------
     objects : Objects
     lease : Lease, optional
-        Renewed as the work goes on; without one nothing can be deleted.
+        Of who collects: renewed as the work goes on.
     """
 
     def __init__(self, objects: Objects, lease: Lease | None) -> None:
@@ -64,8 +64,7 @@ class ObjectMarks(Marks):
     # docstrings inherited
 
     def mark(self, keys: NDArray[np.uint8]) -> None:
-        if self._lease is not None:
-            self._lease.renew()
+        self._renew_lease()
         begins = _begins(keys)
         rows = np.searchsorted(self._begins, begins)
         while len(rows):  # the same in both places, or alike by chance
@@ -107,8 +106,7 @@ class ObjectMarks(Marks):
             batches = self._condemned(condemned, place)
             while some := list(islice(batches, _AT_ONCE)):
                 if not dry_run:
-                    assert self._lease is not None
-                    self._lease.renew(within=_SURE)
+                    self._renew_lease(within=_SURE)
                     delete = partial(self._delete, folder)
                     map_waiting(delete, [keys for keys, _ in some], parallel=_AT_ONCE)
                 for keys, rows in some:
@@ -121,6 +119,10 @@ class ObjectMarks(Marks):
         return done
 
     # ---------------------------------------------------------------------------------------
+
+    def _renew_lease(self, *, within: float = 60.0) -> None:
+        if self._lease is not None:
+            self._lease.renew(within=within)
 
     def _delete(self, place: str, keys: NDArray[np.uint8]) -> None:
         self._objects.delete([name_in(place, bytes(key)) for key in keys])
@@ -162,8 +164,7 @@ class ObjectMarks(Marks):
         else:  # folders side by side, instead of one page after the other
             parts = self._side_by_side(folders_of(PLACES[place]))
         for part in parts:
-            if self._lease is not None:
-                self._lease.renew()
+            self._renew_lease()
             keys, found = keys_at([name for name, _ in part])
             sizes = np.array([size for _, size in part], np.uint64)[found]
             yield keys, np.minimum(sizes, 0xFFFFFFFF).astype(np.uint32)

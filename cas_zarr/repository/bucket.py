@@ -239,7 +239,7 @@ class BucketRefs(Refs):
         entry = "" if line is None else self._add_to_log(line)
         own = self._put(path, seen, new)
         if own and seen.record is None and new is not None and guard is not UNGUARDED:
-            self._look_again(path, own, guard)
+            self._look_again(path, new, own, guard)
         if own:
             return True
         if entry:
@@ -247,7 +247,7 @@ class BucketRefs(Refs):
                 self.objects.delete([entry])
         return False
 
-    def _look_again(self, path: str, own: bytes, guard: bytes | None) -> None:
+    def _look_again(self, path: str, new: bytes, own: bytes, guard: bytes | None) -> None:
         """Take back a ref that was made just now if a collection began or ended meanwhile.
 
         A fence puts each ref anew, and cannot do so with one that is not there yet.
@@ -255,9 +255,9 @@ class BucketRefs(Refs):
         try:
             self._check_guard(guard)
         except GuardError:
-            made = self._look(path)
-            if made.writes[:1] == (own,):  # and nobody has moved it
-                self._put(path, made, None)
+            while (made := self._look(path)).record == new and own in made.writes:
+                if self._put(path, made, None):  # else a fence has put it anew, or someone moved it
+                    break
             raise
 
     def _check_guard(self, guard: bytes | None) -> None:

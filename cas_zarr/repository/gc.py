@@ -515,8 +515,9 @@ class Collection:
         return self.marks.drop_references()
 
     def tidy(self) -> None:
-        """Merge packs if there are too many."""
+        """Remove lists that someone who died has left, and merge packs if there are too many."""
         if not self._dry_run:
+            self._blocks.delete_lists([one.name for one in self._state()[1].lists])
             self._blocks.tidy()
 
     def _state(self) -> tuple[bytes | None, CollectionRecord]:
