@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -12,9 +11,10 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import pytest
+from branches import document
 
 from cas_zarr.cid import format_cid
 from cas_zarr.errors import ConflictError
@@ -25,21 +25,6 @@ from cas_zarr.repository.session import Session
 Forked = Callable[[Callable[[], object]], int]
 
 HERE = str(Path(__file__).parent)
-ARRAY = {
-    "zarr_format": 3,
-    "node_type": "array",
-    "shape": [64],
-    "data_type": "uint8",
-    "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1]}},
-    "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-    "fill_value": 0,
-    "codecs": [{"name": "bytes"}],
-    "attributes": {},
-}
-
-
-def document(**changes: Any) -> bytes:
-    return json.dumps({**ARRAY, **changes}).encode()
 
 
 @pytest.fixture
