@@ -328,8 +328,13 @@ class Collection:
 
     # -- marking ------------------------------------------------------------------------------
 
-    def mark(self) -> None:
+    def mark(self, *, sweeps: bool = True) -> None:
         """Mark what refs and their log lead to now. Again: what they have come to lead to since.
+
+        Parameters
+        ----------
+        sweeps : bool
+            Whether a sweep may go by it.
 
         Raises
         ------
@@ -351,7 +356,7 @@ class Collection:
             self._passed = 0
             self.commits.clear()
             self.roots.clear()
-        lists = self.pending()
+        lists = self.pending() if sweeps else []
         self._listed = {one.name for one, _ in lists}
         if lists and not self._dry_run:  # whoever moves a ref that is read below has seen them
             newest = max(published for _, published in lists)
@@ -501,14 +506,14 @@ class Collection:
         """
         if self._dry_run:
             return 0
-        self.mark()
+        self.mark(sweeps=False)
         before = self._clock() - grace // _MICROSECOND
         try:
             if not self.marks.set_references_aside(before):
                 return 0
             raw, state = self._state()
             self._swap(raw, CollectionRecord(state.epoch + 1, state.lists))
-            self.mark()
+            self.mark(sweeps=False)
         except BaseException:
             self.marks.restore_references()
             raise

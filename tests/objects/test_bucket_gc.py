@@ -436,6 +436,22 @@ def _tag(repo: Repository) -> Any:
     return Tag(CidBytes(record.commit))
 
 
+def test_a_young_list_waits_for_requests_of_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(BucketRefs, "settling", 120.0)
+    monkeypatch.setattr("cas_zarr.repository.gc.time.sleep", waited.append)
+    with make(obstore.store.MemoryStore()) as repo:
+        _condemn(repo)
+        assert waited == []
+        _sweep(repo)
+        assert max(waited, default=0) == 0
+        waited.clear()
+        write(repo, "main", {1: 77})
+        write(repo, "main", {1: 78})
+        _collect(repo)
+        assert 110 < max(waited) <= 120
+
+
 # -- real servers ---------------------------------------------------------------------------------
 
 
