@@ -188,7 +188,7 @@ def collect(
         progress=progress,
         clock=clock,
     ) as collection:
-        collection.mark()
+        collection.mark(grace)
         held = collection.marks.blocks, collection.marks.size
         live = collection.marks.used()
         swept = Swept()
@@ -328,13 +328,13 @@ class Collection:
 
     # -- marking ------------------------------------------------------------------------------
 
-    def mark(self, *, sweeps: bool = True) -> None:
+    def mark(self, grace: timedelta | None = timedelta(0)) -> None:
         """Mark what refs and their log lead to now. Again: what they have come to lead to since.
 
         Parameters
         ----------
-        sweeps : bool
-            Whether a sweep may go by it.
+        grace : timedelta, optional
+            Lists that are younger are not swept by it; without it none is.
 
         Raises
         ------
@@ -356,7 +356,7 @@ class Collection:
             self._passed = 0
             self.commits.clear()
             self.roots.clear()
-        lists = self.pending() if sweeps else []
+        lists = [] if grace is None else self._old(self.pending(), grace)
         self._listed = {one.name for one, _ in lists}
         if lists and not self._dry_run:  # whoever moves a ref that is read below has seen them
             newest = max(published for _, published in lists)
@@ -506,14 +506,14 @@ class Collection:
         """
         if self._dry_run:
             return 0
-        self.mark(sweeps=False)
+        self.mark(None)
         before = self._clock() - grace // _MICROSECOND
         try:
             if not self.marks.set_references_aside(before):
                 return 0
             raw, state = self._state()
             self._swap(raw, CollectionRecord(state.epoch + 1, state.lists))
-            self.mark(sweeps=False)
+            self.mark(None)
         except BaseException:
             self.marks.restore_references()
             raise
@@ -524,6 +524,12 @@ class Collection:
         if not self._dry_run:
             self._blocks.delete_lists([one.name for one in self._state()[1].lists])
             self._blocks.tidy()
+
+    def _old(
+        self, lists: list[tuple[Condemned, int]], grace: timedelta
+    ) -> list[tuple[Condemned, int]]:
+        until = self._clock() - grace // _MICROSECOND
+        return [one for one in lists if one[1] <= until]
 
     def _state(self) -> tuple[bytes | None, CollectionRecord]:
         raw = self._refs.gc_record()
