@@ -8,12 +8,30 @@ import numpy as np
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, cpu
 
+from cas_zarr.cid import hash_by_name
+from cas_zarr.codecs.unixfs import LEAF_SIZE
 from cas_zarr.errors import BlockNotFoundError, InvalidArgumentError, StorageError
+from cas_zarr.tree.changes import is_document
+from cas_zarr.tree.keys import check_key
+from cas_zarr.tree.node import Value
+from cas_zarr.tree.values import MAX_VALUE_SIZE
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
 
-__all__ = ["bounds_of", "no_buffer", "out_of_reach", "to_buffer"]
+    from cas_zarr.mapping import CASMapping
+
+__all__ = [
+    "CPU_BUFFER",
+    "bounds_of",
+    "later",
+    "no_buffer",
+    "out_of_reach",
+    "set_carried",
+    "to_buffer",
+]
+
+CPU_BUFFER = cpu.Buffer
 
 _BYTE = np.dtype("B")
 
@@ -24,6 +42,45 @@ def to_buffer(prototype: BufferPrototype, data: Any) -> Buffer:
     if kind is cpu.Buffer:  # `from_bytes` comes to the same, half a microsecond later
         return cpu.Buffer(np.frombuffer(data, _BYTE))
     return kind.from_bytes(data)
+
+
+def later(prototype: BufferPrototype, mapping: CASMapping, key: str) -> Buffer | None:
+    """Return the value of a key as a buffer that reads it when it is asked for, or None.
+
+    That is for buffers with a class method `from_value`; None is also returned where there is no
+    value, and for documents.
+    """
+    make = getattr(prototype.buffer, "from_value", None)
+    if make is None:
+        return None
+    value = mapping.find(key)
+    return make(mapping.reader, value) if isinstance(value, Value) else None
+
+
+def set_carried(mapping: CASMapping, key: str, carried: Any) -> bool:
+    """Bind a key to a value that the batch it came in hashes and hands to the block store.
+
+    Parameters
+    ----------
+    mapping : CASMapping
+    key : str
+    carried : cas_zarr.gpu.batches.Carried
+        What a buffer has as `carried`.
+
+    Returns
+    -------
+    bool
+        False where nothing was done and the mapping must take the bytes: for documents, values
+        whose leaves end at inner chunks, and values that are too large.
+    """
+    if mapping.read_only or carried.size > MAX_VALUE_SIZE:
+        return False
+    check_key(key)
+    if is_document(key) or (carried.size > LEAF_SIZE and mapping.layout_now(key) is not None):
+        return False
+    cid = carried.store(mapping.blocks, hash_by_name(mapping.hash))
+    mapping.bind(key, cid, carried.size)
+    return True
 
 
 def bounds_of(byte_range: ByteRequest | None, size: int | None) -> tuple[int, int | None]:

@@ -100,12 +100,12 @@ class CASMapping(MutableMapping[str, bytes]):
     ) -> None:
         self.blocks = blocks
         self.strict = strict
-        self._reader = TreeReader(blocks)
+        self.reader = TreeReader(blocks)
         self._lock = threading.RLock()
         self._root = None if root is None else as_cid_bytes(root)
         if self._root is None:
             function = BLAKE3 if hash is None else hash_by_name(hash)
-            view = TreeView(self._reader, Root(Header(function), EMPTY))
+            view = TreeView(self.reader, Root(Header(function), EMPTY))
         else:
             view = self._open(self._root)
         self.read_only = read_only or blocks.read_only or bool(view.root.header.needs_to_write)
@@ -133,14 +133,14 @@ class CASMapping(MutableMapping[str, bytes]):
         -------
         bytes or memoryview or None
         """
-        found = self._find(key)
+        found = self.find(key)
         if found is None:
             return None
         if not isinstance(found, Value):
             return found[start:stop] if start or stop is not None else found
         if start < 0:
             start = max(0, found.size + start)
-        return read_value(self._reader, found.cid, found.size, start, stop)
+        return read_value(self.reader, found.cid, found.size, start, stop)
 
     def set_value(self, key: str, data: BytesLike | NDArray[Any]) -> None:
         """Bind a key to a value, which is hashed and stored before this returns.
@@ -159,15 +159,18 @@ class CASMapping(MutableMapping[str, bytes]):
             self._set_document(key, bytes(data))
             return
         size = len(data)
-        layout = None
+        layout = None if size <= LEAF_SIZE else self.layout_now(key)
         if size <= LEAF_SIZE:
             cid: Any = self._raw_prefix + self._digest(data)
             self.blocks.put(cid, data)
         else:
-            layout = self.layout_now(key)
             cid = write_value(self.blocks, self._function, data, layout)
+        self.bind(key, cid, size, layout)
+
+    def bind(self, key: str, cid: CidBytes, size: int, layout: ShardLayout | None = None) -> None:
+        """Bind a checked key, of no document, to a value that `write_value` stored."""
         if self.strict:
-            _check_same(key, self._find(key), Value(cid, size))
+            _check_same(key, self.find(key), Value(cid, size))
         with self._lock:
             changes = self._state[1]
             changes.values[key] = cid + size.to_bytes(8, "little")
@@ -181,7 +184,7 @@ class CASMapping(MutableMapping[str, bytes]):
     def discard(self, key: str) -> bool:
         """Unbind a key; tell whether it was bound."""
         self._check_deletable()
-        if self._find(key) is None:
+        if self.find(key) is None:
             return False
         with self._lock:
             self._state[1].delete(key)
@@ -203,18 +206,18 @@ class CASMapping(MutableMapping[str, bytes]):
 
     def size_of(self, key: str) -> int | None:
         """Return the size of a value in bytes, from the tree alone; None if there is none."""
-        found = self._find(key)
+        found = self.find(key)
         if found is None:
             return None
         return found.size if isinstance(found, Value) else len(found)
 
     def exists(self, key: str) -> bool:
         """Tell whether a key is bound."""
-        return self._find(key) is not None
+        return self.find(key) is not None
 
     def cid_of(self, key: str) -> CidBytes | None:
         """Return the CID of a value (of a document too), or None."""
-        found = self._find(key)
+        found = self.find(key)
         if found is None:
             return None
         return found.cid if isinstance(found, Value) else cid_of(RAW, self._function, found)
@@ -343,7 +346,7 @@ class CASMapping(MutableMapping[str, bytes]):
             ours = self._settle()
             empty = Root(Header(self._function), EMPTY)
             views = [
-                TreeView(self._reader, empty) if cid is None else self._open(as_cid_bytes(cid))
+                TreeView(self.reader, empty) if cid is None else self._open(as_cid_bytes(cid))
                 for cid in (base, theirs)
             ]
             header = views[1].root.header
@@ -364,7 +367,7 @@ class CASMapping(MutableMapping[str, bytes]):
                 return delta_between(self._open(since), self._settle())
             if view.root is self._flushed:
                 return delta_of(view, changes)
-            return delta_between(TreeView(self._reader, self._flushed), self._settle())
+            return delta_between(TreeView(self.reader, self._flushed), self._settle())
 
     def unite_deltas(self, deltas: Mapping[CidBytes, Sequence[Delta]]) -> None:
         """Apply what others changed, all of it or, where it conflicts, nothing.
@@ -388,8 +391,8 @@ class CASMapping(MutableMapping[str, bytes]):
                 before = view if unmoved else self._open(base)
                 root = unite(before, parts)
                 if not unmoved:
-                    root = merge(before, view, TreeView(self._reader, root)).root
-                view = TreeView(self._reader, root)
+                    root = merge(before, view, TreeView(self.reader, root)).root
+                view = TreeView(self.reader, root)
             self._adopt(view.root)
 
     def cid(self, path: str = "", box: Sequence[slice | tuple[int, int]] | None = None) -> CidBytes:
@@ -514,11 +517,11 @@ class CASMapping(MutableMapping[str, bytes]):
         """Put a subtree at a path; all of it is done, or, where it cannot be put there, nothing."""
         view = self._settle()
         if without is not None:
-            view = TreeView(self._reader, graft(view, without, None))
+            view = TreeView(self.reader, graft(view, without, None))
         if path and view.find(path) is not None:  # a key of the same name
             changes = Changes()
             changes.delete(path)
-            view = TreeView(self._reader, apply(view, changes))
+            view = TreeView(self.reader, apply(view, changes))
         self._adopt(graft(view, path, node))
 
     def _has_below(self, path: str) -> bool:
@@ -584,7 +587,8 @@ class CASMapping(MutableMapping[str, bytes]):
 
     # -- inside -----------------------------------------------------------------------------
 
-    def _find(self, key: str) -> Document | None:
+    def find(self, key: str) -> Document | None:
+        """Return what a key is bound to: a `Value`, the bytes of a document, or None."""
         view, changes = self._state
         if changes.values or changes.docs or changes.cleared:  # a call less than its truth
             found = changes.get(key)
@@ -605,7 +609,7 @@ class CASMapping(MutableMapping[str, bytes]):
         return view
 
     def _adopt(self, root: Root) -> TreeView:
-        view = TreeView(self._reader, root)
+        view = TreeView(self.reader, root)
         self._state = view, Changes()
         self._settle_at = _settle_at(root)
         return view
@@ -613,11 +617,11 @@ class CASMapping(MutableMapping[str, bytes]):
     def _open(self, cid: CidBytes) -> TreeView:
         if codec_of(cid) != DAG_JSON:
             raise FormatError(f"cid {format_cid(cid)} is not that of a root document")
-        return TreeView(self._reader, Root.from_block(self.blocks.get(cid)))
+        return TreeView(self.reader, Root.from_block(self.blocks.get(cid)))
 
     def _set_document(self, key: str, data: bytes) -> None:
         if self.strict:
-            old = self._find(key)
+            old = self.find(key)
             if isinstance(old, Value):
                 old = self._state[0].document_bytes(old)
             _check_same(key, old, data)
@@ -629,14 +633,14 @@ class CASMapping(MutableMapping[str, bytes]):
         folder = split_key(key)[0]
         while True:
             base = f"{folder}/" if folder else ""
-            if any(self._find(base + name) is not None for name in OWNERS):
+            if any(self.find(base + name) is not None for name in OWNERS):
                 break
             if not folder:
                 return None
             folder = split_key(folder)[0]
         if parse_chunk(key[len(base) :]) is None:
             return None
-        document = self._find(f"{base}zarr.json")
+        document = self.find(f"{base}zarr.json")
         if document is None:
             return None
         return parse_layout(self._state[0].document_bytes(document))

@@ -19,7 +19,15 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from cas_zarr.blocks.cache import Cache
 from cas_zarr.blocks.waiting import waiting_pool
-from cas_zarr.buffers import bounds_of, no_buffer, out_of_reach, to_buffer
+from cas_zarr.buffers import (
+    CPU_BUFFER,
+    bounds_of,
+    later,
+    no_buffer,
+    out_of_reach,
+    set_carried,
+    to_buffer,
+)
 from cas_zarr.cid import CidBytes, CidLike, as_cid_bytes, format_cid
 from cas_zarr.consolidated import Consolidation, is_composed
 from cas_zarr.dataset import Dataset
@@ -311,6 +319,10 @@ class CASStore(Dataset, Store):
                 self._read_only and key[-1:] in "an" and is_composed(key)
             ):
                 return self._get_part(key, prototype, byte_range)
+            if prototype.buffer is not CPU_BUFFER and not self._far:
+                found = later(prototype, self._tree.mapping, key)
+                if found is not None:
+                    return found
             data = self._tree.mapping.get_value(key)
         except BlockNotFoundError as error:
             raise out_of_reach(error) from error
@@ -437,6 +449,9 @@ class CASStore(Dataset, Store):
         target = self._tree.target
         if target is None:
             target = self._session.prepare()
+        carried = getattr(value, "carried", None)
+        if carried is not None and set_carried(target, key, carried):
+            return
         try:
             data = value.as_numpy_array()
         except AttributeError:

@@ -193,6 +193,27 @@ class BlockStore(Closing):
             out[:] = data
 
     @final
+    def read_unverified_into(self, cid: CidLike, out: memoryview) -> bool:
+        """Fill `out` with what is held of a block of exactly its length; tell if it was verified.
+
+        Where it was not, the caller compares its digest with the CID before anything else is done
+        with it, and takes `read_into` where they differ. When this raises, the content of `out` is
+        undefined and must not be used.
+
+        Raises
+        ------
+        BlockNotFoundError
+            If it is not held.
+        CorruptBlockError
+            If what is held is damaged for certain: of another length.
+        """
+        key = checked(cid)
+        filled = self._read_into(key, out)
+        if not filled:
+            raise self._not_found(key)
+        return filled == VERIFIED
+
+    @final
     def put(self, cid: CidLike, data: BytesLike) -> None:
         """Hold a block whose CID the caller has computed from `data`.
 

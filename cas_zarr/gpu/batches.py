@@ -1,0 +1,219 @@
+"""Values that lie on a device, in batches: hashed there, and copied only where they are missing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cas_zarr.blocks.base import BlockStore
+from cas_zarr.cid import DIGEST_SIZE, RAW, CidBytes, HashFunction, hash_of, make_cid
+from cas_zarr.codecs.unixfs import LEAF_SIZE, build_file
+from cas_zarr.errors import BlockNotFoundError, CorruptBlockError
+from cas_zarr.gpu.hashing import digest_many, digest_slab, prefers_device
+from cas_zarr.gpu.kernels import cupy
+from cas_zarr.parallel import map_ordered
+from cas_zarr.tree.node import Value
+from cas_zarr.tree.shards import TreeReader
+from cas_zarr.tree.values import FilePiece, file_pieces, is_file
+
+__all__ = ["Batch", "Carried", "load", "pinned"]
+
+_ALIGNED = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """What a block store has of a batch.
+
+    Attributes
+    ----------
+    blocks : BlockStore
+    function : HashFunction
+    cids : list of list of CidBytes
+        The leaves of each value.
+    missing : dict of CidBytes to memoryview
+        The leaves that the store did not have, copied to the host.
+    """
+
+    blocks: BlockStore
+    function: HashFunction
+    cids: list[list[CidBytes]]
+    missing: dict[CidBytes, memoryview]
+
+
+class Batch:
+    """Values of one batch, on one device.
+
+    The first of them that a store takes has all of them hashed, and brings to the host those that
+    the store does not have, all at once and each content once.
+
+    Parameters
+    ----------
+    values : sequence of cupy.ndarray of uint8
+        Contiguous memory of one device.
+    """
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        self._values = values
+        self._lock = threading.Lock()
+        self._settled: _Settled | None = None
+
+    def store(self, row: int, blocks: BlockStore, function: HashFunction) -> CidBytes:
+        """Hold a value in a block store, and return its CID."""
+        with self._lock:
+            settled = self._settled
+            if settled is None or settled.blocks is not blocks or settled.function is not function:
+                settled = self._settled = self._settle(blocks, function)
+        cids = settled.cids[row]
+        for cid in cids:
+            data = settled.missing.get(cid)
+            if data is not None:
+                blocks.put(cid, data)
+        cuts = _cuts(self._values[row].nbytes)
+        sizes = [stop - start for start, stop in cuts]
+        root, nodes = build_file(list(zip(cids, sizes, strict=True)), function)
+        blocks.put_many(nodes)
+        return root
+
+    def _settle(self, blocks: BlockStore, function: HashFunction) -> _Settled:
+        cuts = [_cuts(value.nbytes) for value in self._values]
+        leaves = [
+            value[start:stop]
+            for value, parts in zip(self._values, cuts, strict=True)
+            for start, stop in parts
+        ]
+        sizes = [leaf.nbytes for leaf in leaves]
+        with self._values[0].device:
+            if prefers_device(function, sizes):
+                addresses = [leaf.data.ptr for leaf in leaves]
+                digests = [
+                    digest.tobytes() for digest in digest_many(addresses, sizes, function).get()
+                ]
+                copied: list[memoryview] = []
+            else:
+                copied = _to_host(leaves)
+                digests = map_ordered(function.digest, copied)
+            cids = [make_cid(RAW, function, digest) for digest in digests]
+            first = {cid: row for row, cid in reversed(list(enumerate(cids)))}
+            unique = list(first)
+            held = blocks.has_many(unique)
+            rows = [first[cid] for cid, here in zip(unique, held, strict=True) if not here]
+            new = (
+                [copied[row] for row in rows] if copied else _to_host([leaves[row] for row in rows])
+            )
+        each = iter(cids)
+        return _Settled(
+            blocks,
+            function,
+            [[next(each) for _ in parts] for parts in cuts],
+            dict(zip((cids[row] for row in rows), new, strict=True)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """One value of a batch, as a buffer hands it to a store."""
+
+    batch: Batch
+    row: int
+    size: int
+
+    def store(self, blocks: BlockStore, function: HashFunction) -> CidBytes:
+        """Hold the value in a block store, and return its CID."""
+        return self.batch.store(self.row, blocks, function)
+
+
+def load(reader: TreeReader, values: Sequence[Value]) -> list[Any]:
+    """Return values on the current device, verified.
+
+    Their blocks are read into one slab, which is copied as a whole and hashed there. A block that
+    is not what its CID says is read again by way of the host, where it is replaced by a sound copy
+    or refused.
+
+    Raises
+    ------
+    CorruptBlockError, BlockNotFoundError, FormatError, LimitError
+        As for `cas_zarr.tree.values.read_value`.
+    """
+    array = cupy()
+    starts, end = [], 0
+    pieces: list[FilePiece] = []
+    for value in values:
+        starts.append(end)
+        found = (
+            file_pieces(reader, value.cid, value.size)
+            if is_file(value.cid)
+            else [FilePiece(0, value.size, value.cid)]
+        )
+        pieces += [FilePiece(end + each.offset, each.size, each.cid, each.data) for each in found]
+        end += -(-value.size // _ALIGNED) * _ALIGNED
+    host = pinned(end)
+    view = memoryview(host)
+    by_function: dict[HashFunction, list[FilePiece]] = {}
+    for piece in pieces:
+        if piece.data is None:
+            by_function.setdefault(hash_of(piece.cid), []).append(piece)
+    on_device = {
+        function: prefers_device(function, [piece.size for piece in found])
+        for function, found in by_function.items()
+    }
+
+    def read(piece: FilePiece) -> bool:
+        """Fill in a piece; tell whether it was verified."""
+        out = view[piece.offset : piece.offset + piece.size]
+        if piece.data is not None:
+            out[:] = piece.data
+            return True
+        if on_device[hash_of(piece.cid)]:
+            try:
+                return reader.blocks.read_unverified_into(piece.cid, out)
+            except (CorruptBlockError, BlockNotFoundError):
+                pass  # a sound copy may be had, or the same is raised again
+        reader.blocks.read_into(piece.cid, out)
+        return True
+
+    verified = map_ordered(read, pieces)
+    slab = array.empty(end, array.uint8)
+    slab.set(host)
+    doubtful = [piece for piece, sound in zip(pieces, verified, strict=True) if not sound]
+    for function in by_function:
+        found = [piece for piece in doubtful if hash_of(piece.cid) is function]
+        offsets, sizes = [piece.offset for piece in found], [piece.size for piece in found]
+        digests = digest_slab(slab, offsets, sizes, function).get()
+        for piece, digest in zip(found, digests, strict=True):
+            if digest.tobytes() != piece.cid[-DIGEST_SIZE:]:
+                again = np.empty(piece.size, np.uint8)
+                reader.blocks.read_into(piece.cid, memoryview(again))
+                slab[piece.offset : piece.offset + piece.size].set(again)
+    return [slab[start : start + value.size] for start, value in zip(starts, values, strict=True)]
+
+
+def pinned(size: int) -> NDArray[np.uint8]:
+    """Return memory of the host that a device reads and writes at the full rate of the bus."""
+    if not size:
+        return np.empty(0, np.uint8)
+    memory = cupy().cuda.alloc_pinned_memory(size)
+    return np.frombuffer(memory, np.uint8, size)
+
+
+def _cuts(size: int) -> list[tuple[int, int]]:
+    """Return where the leaves of a value begin and end."""
+    return [(at, min(at + LEAF_SIZE, size)) for at in range(0, max(size, 1), LEAF_SIZE)]
+
+
+def _to_host(leaves: Sequence[Any]) -> list[memoryview]:
+    """Copy memory of the current device into one slab of the host, and wait for it."""
+    ends = np.cumsum([0, *(leaf.nbytes for leaf in leaves)]).tolist()
+    host = pinned(ends[-1])
+    for leaf, start, stop in zip(leaves, ends[:-1], ends[1:], strict=True):
+        if stop > start:
+            leaf.get(out=host[start:stop], blocking=False)
+    cupy().cuda.get_current_stream().synchronize()
+    view = memoryview(host)
+    return [view[start:stop] for start, stop in pairwise(ends)]

@@ -1,0 +1,222 @@
+"""The pipeline of zarr that keeps chunks on a device, in batches.
+
+It takes the place of zarr's batched one. The codecs of an array stay what they are in its metadata;
+the pipeline puts those that nvCOMP can do in their places, each with the codec of the host behind
+it for what nvCOMP cannot do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from zarr.abc.codec import BytesBytesCodec, Codec
+from zarr.codecs import GzipCodec, ZstdCodec
+from zarr.core.array_spec import ArraySpec
+from zarr.core.buffer import Buffer, NDBuffer
+from zarr.core.codec_pipeline import BatchedCodecPipeline
+from zarr.core.common import JSON
+from zarr.registry import register_pipeline
+
+from cas_zarr.gpu.buffers import carry, is_on_device, load_all
+from cas_zarr.gpu.kernels import cupy
+from cas_zarr.gpu.nvcomp import GZIP, LZ4, ZSTD, Algorithm
+from cas_zarr.gpu.nvcomp import Codec as Nvcomp
+
+__all__ = ["PIPELINE", "DeviceCodec", "DevicePipeline"]
+
+PIPELINE = "cas_zarr.gpu.pipeline.DevicePipeline"
+"""Its name in zarr's configuration."""
+
+_LZ4_HEAD = 4  # numcodecs puts the size before the block, little-endian
+_ALGORITHMS = {
+    "gzip": GZIP,
+    "numcodecs.gzip": GZIP,
+    "numcodecs.lz4": LZ4,
+    "numcodecs.zstd": ZSTD,
+    "zstd": ZSTD,
+}
+
+
+@dataclass(frozen=True)
+class DeviceCodec(BytesBytesCodec):
+    """A codec that nvCOMP can do, on whole batches.
+
+    Attributes
+    ----------
+    host : BytesBytesCodec
+        The codec as zarr has it, for chunks on the host and those that nvCOMP does not take.
+    algorithm : Algorithm
+    encodes : bool
+        Whether nvCOMP encodes as the host's codec is told to. It always may decode.
+    """
+
+    host: BytesBytesCodec
+    algorithm: Algorithm
+    encodes: bool = True
+
+    @property
+    def is_fixed_size(self) -> bool:  # type: ignore[override]
+        """As the host's."""
+        return self.host.is_fixed_size
+
+    def to_dict(self) -> dict[str, JSON]:
+        """As the host's."""
+        return self.host.to_dict()
+
+    def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
+        """As the host's."""
+        evolved = self.host.evolve_from_array_spec(array_spec)
+        return type(self)(evolved, self.algorithm, self.encodes)
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        """As the host's."""
+        return self.host.compute_encoded_size(input_byte_length, chunk_spec)
+
+    async def encode(
+        self, chunks_and_specs: Iterable[tuple[Buffer | None, ArraySpec]]
+    ) -> Iterable[Buffer | None]:
+        """Encode a batch of chunks; see `zarr.abc.codec.Codec`."""
+        pairs = list(chunks_and_specs)
+        return await self._each(pairs, self.host.encode, self._encode if self.encodes else _nothing)
+
+    async def decode(
+        self, chunks_and_specs: Iterable[tuple[Buffer | None, ArraySpec]]
+    ) -> Iterable[Buffer | None]:
+        """Decode a batch of chunks, which are verified; see `zarr.abc.codec.Codec`."""
+        return await self._each(list(chunks_and_specs), self.host.decode, self._decode)
+
+    async def _each(
+        self,
+        pairs: Sequence[tuple[Buffer | None, ArraySpec]],
+        on_host: Callable[..., Any],
+        on_device: Callable[[Sequence[tuple[Any, ArraySpec]]], Sequence[Any | None]],
+    ) -> list[Buffer | None]:
+        """Do on each device what lies there, and on the host what is left."""
+        done: list[Buffer | None] = [None] * len(pairs)
+        devices: dict[int, list[int]] = {}
+        for row, (buffer, _) in enumerate(pairs):
+            if buffer is not None and len(buffer) and is_on_device(buffer):
+                array: Any = buffer.as_array_like()
+                devices.setdefault(array.device.id, []).append(row)
+        for rows in devices.values():
+            given = [(_array(pairs[row][0]), pairs[row][1]) for row in rows]
+            with given[0][0].device:
+                arrays = _halving(on_device, given)
+            for row, made in zip(rows, arrays, strict=True):
+                if made is not None:
+                    done[row] = pairs[row][1].prototype.buffer.from_array_like(made)
+        left = [
+            row for row, (buffer, _) in enumerate(pairs) if buffer is not None and done[row] is None
+        ]
+        for row, made in zip(left, await on_host([pairs[row] for row in left]), strict=True):
+            done[row] = made
+        return done
+
+    def _encode(self, given: Sequence[tuple[Any, ArraySpec]]) -> Sequence[Any | None]:
+        fitting = [array for array, _ in given if array.nbytes <= self.algorithm.largest]
+        if not fitting:
+            return [None] * len(given)
+        heads = None
+        if self.algorithm is LZ4:
+            sizes = np.array([array.nbytes for array in fitting], "<u4")
+            heads = sizes.view(np.uint8).reshape(-1, _LZ4_HEAD)
+        encoded = Nvcomp(self.algorithm).compress(fitting, heads)
+        each = iter(encoded)
+        return [
+            next(each) if array.nbytes <= self.algorithm.largest else None for array, _ in given
+        ]
+
+    def _decode(self, given: Sequence[tuple[Any, ArraySpec]]) -> Sequence[Any | None]:
+        sizes = [_size(spec) for _, spec in given]
+        head = _LZ4_HEAD if self.algorithm is LZ4 else 0
+        nvcomp = Nvcomp(self.algorithm)
+        if head:
+            firsts = cupy().concatenate([array[:head] for array, _ in given]).get()
+            whole = len(firsts) == head * len(given)
+            claimed = firsts.view("<u4").tolist() if whole else [-1] * len(given)
+        else:
+            claimed = nvcomp.decoded_sizes([array for array, _ in given]).tolist()
+        rows = [
+            row
+            for row, size in enumerate(sizes)
+            if 0 < size == claimed[row] and size <= self.algorithm.largest
+        ]
+        done: list[Any | None] = [None] * len(given)
+        if rows:
+            chunks = [given[row][0][head:] for row in rows]
+            decoded = nvcomp.decompress(chunks, [sizes[row] for row in rows])
+            for row, array in zip(rows, decoded, strict=True):
+                done[row] = array
+        return done
+
+
+@dataclass(frozen=True)
+class DevicePipeline(BatchedCodecPipeline):
+    """Zarr's batched pipeline, with codecs of nvCOMP, and batches that stay together."""
+
+    @classmethod
+    def from_codecs(cls, codecs: Iterable[Codec], *, batch_size: int | None = None) -> Self:
+        """Return a pipeline of codecs; see `zarr.abc.codec.CodecPipeline`."""
+        return super().from_codecs([_for_device(codec) for codec in codecs], batch_size=batch_size)
+
+    async def encode_batch(
+        self, chunk_arrays_and_specs: Iterable[tuple[NDBuffer | None, ArraySpec]]
+    ) -> Iterable[Buffer | None]:
+        """Encode chunks, and keep together those that lie on a device."""
+        return carry(list(await super().encode_batch(chunk_arrays_and_specs)))
+
+    async def decode_batch(
+        self, chunk_bytes_and_specs: Iterable[tuple[Buffer | None, ArraySpec]]
+    ) -> Iterable[NDBuffer | None]:
+        """Load and verify chunks together, and then decode them."""
+        pairs = list(chunk_bytes_and_specs)
+        load_all(buffer for buffer, _ in pairs)
+        return await super().decode_batch(pairs)
+
+
+register_pipeline(DevicePipeline)
+
+
+def _for_device(codec: Codec) -> Codec:
+    """Return what stands for a codec on a device."""
+    if isinstance(codec, DeviceCodec) or not isinstance(codec, BytesBytesCodec):
+        return codec
+    name = str(codec.to_dict()["name"])
+    algorithm = _ALGORITHMS.get(name)
+    stock = type(codec) in (GzipCodec, ZstdCodec) or name.startswith("numcodecs.")
+    if algorithm is None or not stock:
+        return codec
+    configuration = codec.to_dict().get("configuration")
+    checksum = isinstance(configuration, dict) and bool(configuration.get("checksum"))
+    return DeviceCodec(codec, algorithm, encodes=not checksum)  # nvCOMP writes no checksums
+
+
+def _halving(
+    work: Callable[[Sequence[Any]], Sequence[Any | None]], items: Sequence[Any]
+) -> list[Any | None]:
+    """Do a batch, or its halves where the memory of the device does not suffice."""
+    try:
+        return list(work(items))
+    except cupy().cuda.memory.OutOfMemoryError:
+        if len(items) == 1:
+            raise
+    half = len(items) // 2
+    return [*_halving(work, items[:half]), *_halving(work, items[half:])]
+
+
+def _nothing(given: Sequence[Any]) -> Sequence[None]:
+    return [None] * len(given)
+
+
+def _array(buffer: Buffer | None) -> Any:
+    assert buffer is not None
+    return buffer.as_array_like()
+
+
+def _size(spec: ArraySpec) -> int:
+    """Return the bytes of a chunk before it is encoded, if its data type has a size; else 0."""
+    dtype = spec.dtype.to_native_dtype()
+    return int(np.prod(spec.shape, dtype=np.int64)) * dtype.itemsize

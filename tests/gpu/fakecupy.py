@@ -1,0 +1,290 @@
+"""A stand-in for CuPy and nvCOMP in the memory of the host, which counts what crosses the bus.
+
+The code above them is the package's own: arrays here look like those of a device to zarr, the
+kernels are the sources compiled for the host, and the functions of nvCOMP's C API are done by
+numcodecs, on the addresses that they are given.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from gpu.hostkernels import HostArray, HostCupy, HostStream, aligned
+from numcodecs import LZ4, GZip, Zstd
+from numpy.typing import NDArray
+
+__all__ = ["DeviceArray", "FakeCupy", "FakeNvcomp"]
+
+
+class OutOfMemoryError(MemoryError):
+    """No memory is left on the device."""
+
+
+class CUDARuntimeError(RuntimeError):
+    """What a device refuses."""
+
+
+class Bus:
+    """What was copied, in bytes."""
+
+    def __init__(self) -> None:
+        self.up = self.down = 0
+
+    def clear(self) -> None:
+        """Count anew."""
+        self.up = self.down = 0
+
+
+BUS = Bus()
+
+
+class DeviceArray(HostArray):
+    """An array that says that it is on a device."""
+
+    device_id = 0
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Return what tells libraries that it is on a device."""
+        return {**self.__array_interface__, "version": 3}
+
+    @property
+    def device(self) -> Any:
+        """Return the device, which is a context too."""
+        return Device()
+
+    def get(
+        self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True
+    ) -> NDArray[Any]:
+        """Copy it to the host."""
+        del stream, order, blocking
+        BUS.down += self.nbytes
+        if out is None:
+            return np.array(self, subok=False)
+        out[:] = np.asarray(self)
+        return out
+
+    def set(self, array: NDArray[Any]) -> None:
+        """Copy an array of the host here."""
+        BUS.up += array.nbytes
+        np.asarray(self)[:] = array
+
+
+class Device(nullcontext[None]):
+    """The only device."""
+
+    id = 0
+
+
+def on_device(array: Any) -> DeviceArray:
+    """Copy an array of the host to the device; leave one that is there."""
+    if isinstance(array, DeviceArray):
+        return array
+    array = np.asarray(array)
+    BUS.up += array.nbytes
+    copied = aligned(array.nbytes).view(array.dtype).reshape(array.shape)
+    copied[...] = array
+    return copied.view(DeviceArray)
+
+
+class FakeStream(HostStream):
+    """A stream that has a handle."""
+
+    ptr = 0
+
+
+class FakeCupy(HostCupy):
+    """What the package and zarr ask of the module cupy."""
+
+    uint64, int32, int64 = np.uint64, np.int32, np.int64
+    ndarray = DeviceArray
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.bus = BUS
+        self.devices = 1
+        self.limit: int | None = None
+        self.cuda = SimpleNamespace(
+            Stream=FakeStream,
+            get_current_stream=FakeStream.current,
+            alloc_pinned_memory=bytearray,
+            memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+            runtime=SimpleNamespace(
+                CUDARuntimeError=CUDARuntimeError, getDeviceCount=lambda: self.devices
+            ),
+        )
+
+    def empty(self, shape: Any, dtype: Any = float, order: str = "C") -> DeviceArray:
+        """Return memory of the device, filled with what must not be relied on."""
+        shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+        dtype = np.dtype(dtype)
+        size = int(np.prod(shape)) * dtype.itemsize
+        if self.limit is not None and size > self.limit:
+            raise OutOfMemoryError(f"{size} bytes")
+        memory = np.empty(size + 256, np.uint8)
+        memory[:] = 0xA5
+        skip = -memory.ctypes.data % 256
+        made = memory[skip : skip + size].view(dtype).reshape(shape, order=order)
+        return made.view(DeviceArray)
+
+    asarray = asanyarray = staticmethod(on_device)
+
+    @staticmethod
+    def array(values: Any, dtype: Any = None) -> DeviceArray:
+        """Return an array on the device."""
+        return on_device(np.array(values, dtype))
+
+    @staticmethod
+    def frombuffer(data: Any, dtype: Any) -> DeviceArray:
+        """Copy bytes to the device."""
+        return on_device(np.frombuffer(data, dtype))
+
+    @staticmethod
+    def concatenate(arrays: list[Any]) -> DeviceArray:
+        """Return arrays one after the other."""
+        return np.concatenate([np.asarray(array) for array in arrays]).view(DeviceArray)
+
+    @staticmethod
+    def asnumpy(array: Any) -> NDArray[Any]:
+        """Copy an array to the host."""
+        return array.get() if isinstance(array, DeviceArray) else np.asarray(array)
+
+
+_FUNCTION = re.compile(r"nvcompBatched(Zstd|LZ4|Gzip)(.*)")
+_CODECS = {"Zstd": Zstd(level=1), "LZ4": LZ4(), "Gzip": GZip(level=1)}
+_HEAD = {"Zstd": 0, "LZ4": 4, "Gzip": 0}
+
+
+class FakeNvcomp:
+    """The C API of nvCOMP: each function by its name, as ctypes passes its arguments."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.decoded = 0
+        self._lock = threading.Lock()
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        found = _FUNCTION.fullmatch(name)
+        if found is None:
+            raise AttributeError(name)
+        algorithm, work = found.groups()
+
+        def call(*arguments: Any) -> int:
+            with self._lock:
+                self.calls.append(name)
+            plain = [
+                each.value if isinstance(each, ctypes.c_size_t) else each for each in arguments
+            ]
+            getattr(self, f"_{work}")(algorithm, *plain)
+            return 0
+
+        return call
+
+    def _CompressGetRequiredAlignments(self, _: str, options: Any, out: Any) -> None:
+        assert ctypes.sizeof(options) == 64
+        out._obj.input, out._obj.output, out._obj.temp = 8, 8, 8
+
+    _DecompressGetRequiredAlignments = _CompressGetRequiredAlignments
+
+    def _CompressGetMaxOutputChunkSize(self, _: str, size: int, _options: Any, out: Any) -> None:
+        out._obj.value = size + size // 64 + 128
+
+    def _CompressGetTempSize(self, _: str, *arguments: Any) -> None:
+        arguments[3]._obj.value = 64
+
+    def _DecompressGetTempSize(self, _: str, *arguments: Any) -> None:
+        arguments[3]._obj.value = 0
+
+    def _CompressAsync(
+        self,
+        algorithm: str,
+        inputs: int,
+        sizes: int,
+        largest: int,
+        count: int,
+        _scratch: int,
+        _scratch_size: int,
+        outputs: int,
+        encoded: int,
+        _options: Any,
+        statuses: int,
+        _stream: int,
+    ) -> None:
+        for row, (begin, size, target) in enumerate(
+            zip(*(words(each, count).tolist() for each in (inputs, sizes, outputs)), strict=True)
+        ):
+            assert size <= largest
+            assert begin % 8 == target % 8 == 0
+            made = bytes(_CODECS[algorithm].encode(ctypes.string_at(begin, size)))
+            made = made[_HEAD[algorithm] :]
+            ctypes.memmove(target, made, len(made))
+            words(encoded, count)[row] = len(made)
+            flags(statuses, count)[row] = 0
+
+    def _GetDecompressSizeAsync(
+        self, algorithm: str, inputs: int, sizes: int, found: int, count: int, _stream: int
+    ) -> None:
+        for row, (begin, size) in enumerate(
+            zip(words(inputs, count).tolist(), words(sizes, count).tolist(), strict=True)
+        ):
+            data = ctypes.string_at(begin, size)
+            words(found, count)[row] = (
+                int.from_bytes(data[-4:], "little") if algorithm == "Gzip" else frame_size(data)
+            )
+
+    def _DecompressAsync(
+        self,
+        algorithm: str,
+        inputs: int,
+        sizes: int,
+        room: int,
+        decoded: int,
+        count: int,
+        _scratch: int,
+        _scratch_size: int,
+        outputs: int,
+        _options: Any,
+        statuses: int,
+        _stream: int,
+    ) -> None:
+        for row, (begin, size, space, target) in enumerate(
+            zip(
+                *(words(each, count).tolist() for each in (inputs, sizes, room, outputs)),
+                strict=True,
+            )
+        ):
+            data = ctypes.string_at(begin, size)
+            if algorithm == "LZ4":
+                data = int(space).to_bytes(4, "little") + data
+            made = bytes(_CODECS[algorithm].decode(data))[:space]
+            ctypes.memmove(target, made, len(made))
+            words(decoded, count)[row] = len(made)
+            flags(statuses, count)[row] = 0
+            self.decoded += 1
+
+
+def frame_size(data: bytes) -> int:
+    """Return the content size in the header of a frame of Zstandard; 0 if it is not there."""
+    descriptor = data[4]
+    single, code = descriptor >> 5 & 1, descriptor >> 6
+    width = (single, 2, 4, 8)[code]
+    start = 5 + (not single) + (0, 1, 2, 4)[descriptor & 3]
+    return int.from_bytes(data[start : start + width], "little") + (256 if width == 2 else 0)
+
+
+def words(address: int, count: int) -> NDArray[np.uint64]:
+    """Return a table of the device."""
+    memory = (ctypes.c_uint64 * count).from_address(address)
+    return np.frombuffer(memory, np.uint64)
+
+
+def flags(address: int, count: int) -> NDArray[np.int32]:
+    """Return statuses of the device."""
+    return np.frombuffer((ctypes.c_int32 * count).from_address(address), np.int32)
