@@ -65,13 +65,13 @@ def enabled(batch_size: int = 64) -> AbstractContextManager[Any]:
     require()
     import zarr
 
-    from cas_zarr.gpu.buffers import BUFFER
+    from cas_zarr.gpu.buffers import BUFFER, ND_BUFFER
     from cas_zarr.gpu.pipeline import PIPELINE
 
     settings: AbstractContextManager[Any] = zarr.config.set(
         {
             "buffer": BUFFER,
-            "ndbuffer": "zarr.buffer.gpu.NDBuffer",
+            "ndbuffer": ND_BUFFER,
             "codec_pipeline.path": PIPELINE,
             "codec_pipeline.batch_size": batch_size,
         }

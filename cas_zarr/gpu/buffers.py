@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from zarr.core.buffer import Buffer, gpu
-from zarr.registry import register_buffer
+from zarr.registry import register_buffer, register_ndbuffer
 
 from cas_zarr.gpu.batches import Batch, Carried, load
+from cas_zarr.gpu.kernels import cupy
 from cas_zarr.tree.node import Value
 from cas_zarr.tree.shards import TreeReader
 from cas_zarr.tree.values import read_value
 
-__all__ = ["BUFFER", "ChunkBuffer", "carry", "is_on_device", "load_all"]
+if TYPE_CHECKING:
+    from zarr.core.buffer.core import ArrayLike, NDArrayLike
+
+__all__ = ["BUFFER", "ND_BUFFER", "ChunkArray", "ChunkBuffer", "carry", "is_on_device", "load_all"]
 
 BUFFER = "cas_zarr.gpu.buffers.ChunkBuffer"
-"""Its name in zarr's configuration."""
+ND_BUFFER = "cas_zarr.gpu.buffers.ChunkArray"
+"""Their names in zarr's configuration."""
 
 
 class ChunkBuffer(gpu.Buffer):
@@ -33,6 +38,9 @@ class ChunkBuffer(gpu.Buffer):
     carried: Carried | None = None
     _array: Any = None
     _source: tuple[TreeReader, Value] | None = None
+
+    def __init__(self, array_like: ArrayLike) -> None:
+        super().__init__(cupy().asarray(array_like))  # some codecs of zarr hand over host memory
 
     @classmethod
     def from_value(cls, reader: TreeReader, value: Value) -> Self:
@@ -62,12 +70,16 @@ class ChunkBuffer(gpu.Buffer):
             return np.frombuffer(read_value(reader, value.cid, value.size), np.uint8)
         return super().as_numpy_array()
 
-    def combine(self, others: Iterable[Buffer]) -> Self:
-        """Return the bytes of this buffer and others, one after the other."""
-        return super().combine(others)
+
+class ChunkArray(gpu.NDBuffer):
+    """An array on a device, where one of the host is copied to."""
+
+    def __init__(self, array: NDArrayLike) -> None:
+        super().__init__(cupy().asarray(array))
 
 
 register_buffer(ChunkBuffer, qualname=BUFFER)
+register_ndbuffer(ChunkArray, qualname=ND_BUFFER)
 
 
 def load_all(buffers: Iterable[Buffer | None]) -> None:

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
-from gpu.fakecupy import FakeCupy, FakeNvcomp, on_device
+import zarr.core.buffer.core
+from gpu.fakecupy import DeviceArray, FakeCupy, FakeNvcomp, on_device
+from numcodecs import GZip, Zstd
 from zarr.codecs import GzipCodec, ZstdCodec
 from zarr.codecs.numcodecs import LZ4
 from zarr.core.buffer import gpu as zarr_gpu
 
 from cas_zarr import CASStore, gpu
+from cas_zarr.errors import CorruptBlockError, InvalidArgumentError, MissingDependencyError
 from cas_zarr.gpu import hashing, kernels, nvcomp
+from cas_zarr.gpu.buffers import carry
 
 SIDE = 256
 CHUNK = (64, 64)  # of float32: 16 KiB
@@ -146,3 +151,188 @@ def test_chunks_of_several_leaves_are_files_as_ever(fake: Fake, tmp_path: Path, 
     with gpu.enabled():
         found = zarr.open_array(store, mode="r")[:]
     np.testing.assert_array_equal(np.asarray(found), data)
+
+
+@pytest.mark.parametrize("codecs", [*CODECS, "lz4"])
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
+def test_a_device_reads_what_a_host_wrote(fake: Fake, tmp_path: Path, codecs: str) -> None:
+    chain = [LZ4()] if codecs == "lz4" else CODECS[codecs]
+    data = field()
+    store = CASStore(tmp_path / "repository")
+    create(store, chain)[:] = data
+    store.commit("written on a host")
+    with gpu.enabled():
+        array = zarr.open_array(CASStore(tmp_path / "repository", read_only=True))
+        fake.bus.clear()
+        found = array[:]
+    assert isinstance(found, DeviceArray)
+    chunks = (SIDE // CHUNK[0]) ** 2
+    slots = encoded_size(store) + 255 * chunks
+    assert encoded_size(store) <= fake.bus.up <= slots + 200 * chunks  # tables of few columns
+    assert fake.bus.down <= chunks * (32 + 20)
+    np.testing.assert_array_equal(np.asarray(found), data)
+    assert (fake.library.decoded == chunks) == (codecs != "none")
+
+
+def test_frames_that_a_library_does_not_know_are_decoded_on_the_host(
+    fake: Fake, tmp_path: Path
+) -> None:
+    data = field((64, 64))
+    raw = data.tobytes()
+    store = CASStore(tmp_path / "repository")
+    two_frames = Zstd(level=1).encode(raw[:8192]) + Zstd(level=1).encode(raw[8192:])
+    two_members = GZip(level=1).encode(raw[:8192]) + GZip(level=1).encode(raw[8192:])
+    for codecs, encoded in ((CODECS["zstd"], two_frames), (CODECS["gzip"], two_members)):
+        create(store, codecs, (64, 64))
+        store._tree.mapping["c/0/0"] = bytes(encoded)
+        with gpu.enabled():
+            found = zarr.open_array(store, mode="r")[:]
+        np.testing.assert_array_equal(np.asarray(found), data)
+    assert fake.library.decoded == 0
+
+
+@pytest.mark.parametrize("hash", ["blake3", "sha2-256"])
+def test_damaged_bytes_are_not_decoded(fake: Fake, tmp_path: Path, hash: str) -> None:
+    store = CASStore(tmp_path / "repository", hash=hash)
+    create(store, CODECS["zstd"])[:] = field()
+    store.commit("sound")
+    encoded = bytes(store._tree.mapping["c/1/1"])
+    store.close()
+    packs = [file for file in (tmp_path / "repository").rglob("*") if file.is_file()]
+    hit = [file for file in packs if encoded in file.read_bytes()]
+    assert hit
+    for file in hit:
+        content = bytearray(file.read_bytes())
+        content[content.index(encoded) + len(encoded) // 2] ^= 1
+        file.chmod(0o644)
+        file.write_bytes(content)
+    with gpu.enabled():
+        array = zarr.open_array(CASStore(tmp_path / "repository", read_only=True))
+        with pytest.raises(CorruptBlockError):
+            array[:]
+        assert fake.library.decoded == 0
+        np.testing.assert_array_equal(np.asarray(array[:64, :64]), field()[:64, :64])
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_buffer_that_is_asked_for_alone_is_verified(tmp_path: Path) -> None:
+    store = CASStore(tmp_path / "repository")
+    create(store, CODECS["zstd"])[:] = field()
+    prototype = zarr.core.buffer.core.default_buffer_prototype
+    expected = bytes(store._tree.mapping["c/0/0"])
+    with gpu.enabled():
+        for ask in (lambda each: each.to_bytes(), lambda each: each[:].to_bytes()):
+            found = store.get_sync("c/0/0", prototype=prototype())
+            assert found is not None
+            assert ask(found) == expected
+        assert len(store.get_sync("c/0/0", prototype=prototype()) or b"") == len(expected)
+        assert store.get_sync("c/9/9", prototype=prototype()) is None
+
+
+@pytest.mark.usefixtures("fake")
+def test_arrays_of_a_host_and_missing_chunks(tmp_path: Path) -> None:
+    store = CASStore(tmp_path / "repository")
+    data = field()
+    with gpu.enabled():
+        array = create(store, CODECS["zstd"])
+        array[:128] = data[:128]  # of NumPy
+        array[100:110, 3:7] = on_device(data[100:110, 3:7] + 1)  # parts of chunks
+        found = np.asarray(array[:])
+    expected = np.zeros_like(data)
+    expected[:128] = data[:128]
+    expected[100:110, 3:7] += 1
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(zarr.open_array(store, mode="r")[:], expected)
+    assert not store._tree.mapping.exists("c/3/0")
+
+
+@pytest.mark.usefixtures("fake")
+def test_shards_and_arrays_without_dimensions(tmp_path: Path) -> None:
+    store = CASStore(tmp_path / "repository")
+    data = field()
+    with gpu.enabled():
+        array = zarr.create_array(
+            store, name="a", shape=data.shape, shards=(128, 128), chunks=CHUNK, dtype="float32"
+        )
+        array[:] = on_device(data)
+        zarr.create_array(store, name="b", shape=(), dtype="float32")[...] = 3
+        np.testing.assert_array_equal(np.asarray(array[10:200, 7]), data[10:200, 7])
+        np.testing.assert_array_equal(np.asarray(array[:]), data)
+    group = zarr.open_group(store, mode="r")
+    np.testing.assert_array_equal(group["a"][:], data)
+    assert group["b"][...] == 3
+
+
+def test_a_batch_is_halved_while_memory_does_not_suffice(fake: Fake, tmp_path: Path) -> None:
+    store = CASStore(tmp_path / "repository")
+    data = field((512, 64))
+    with gpu.enabled():
+        array = create(store, CODECS["zstd"], data.shape)
+        given = on_device(data)
+        fake.cupy.limit = 40_000  # two chunks of 16 KiB
+        array[:] = given
+        assert sum(name.endswith("ZstdCompressAsync") for name in fake.library.calls) == 4
+        fake.cupy.limit = 1000
+        with pytest.raises(MemoryError):
+            array[:] = given + 1
+        fake.cupy.limit = None
+    np.testing.assert_array_equal(zarr.open_array(store, mode="r")[:], data)
+
+
+@pytest.mark.usefixtures("fake")
+def test_several_threads_write_at_once(tmp_path: Path) -> None:
+    store = CASStore(tmp_path / "repository")
+    fields = [field(seed=seed) for seed in range(4)]
+    with gpu.enabled():
+        arrays = [
+            zarr.create_array(store, name=f"a{n}", shape=(SIDE, SIDE), chunks=CHUNK, dtype="f4")
+            for n in range(4)
+        ]
+
+        def write(row: int) -> None:
+            arrays[row][:] = on_device(fields[row])
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(write, range(4)))
+    group = zarr.open_group(store, mode="r")
+    for row, data in enumerate(fields):
+        np.testing.assert_array_equal(group[f"a{row}"][:], data)
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_buffer_that_was_changed_is_stored_as_it_is(tmp_path: Path) -> None:
+    store = CASStore(tmp_path / "repository")
+    create(store, [])
+    with gpu.enabled():
+        kind = zarr.core.buffer.core.default_buffer_prototype().buffer
+        buffers = carry([kind.from_bytes(bytes(100)), None, kind.from_bytes(b"")])
+        assert buffers[1] is None
+        buffers[0][:1] = 7
+        for key, buffer in (("c/0/0", buffers[0]), ("c/0/1", buffers[2])):
+            store.set_sync(key, buffer)
+    assert store._tree.mapping["c/0/0"] == b"\7" + bytes(99)
+    assert store._tree.mapping["c/0/1"] == b""
+
+
+@pytest.mark.usefixtures("fake")
+def test_settings_are_restored_and_nest() -> None:
+    names = ("buffer", "ndbuffer", "codec_pipeline.path", "codec_pipeline.batch_size")
+    before = [zarr.config.get(name) for name in names]
+    with gpu.enabled():
+        assert zarr.config.get("codec_pipeline.batch_size") == 64
+        with gpu.enabled(batch_size=128):
+            assert zarr.config.get("codec_pipeline.batch_size") == 128
+        assert zarr.config.get("codec_pipeline.batch_size") == 64
+    assert [zarr.config.get(name) for name in names] == before
+    with pytest.raises(InvalidArgumentError, match="1 or more"):
+        gpu.enabled(batch_size=0)
+
+
+def test_what_is_missing_is_told(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.require()
+    fake.cupy.devices = 0
+    with pytest.raises(MissingDependencyError, match="shows no GPU"):
+        gpu.require()
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(MissingDependencyError, match="cas_zarr"):
+        gpu.enabled()
