@@ -44,6 +44,7 @@ _GONE = (404, 410)
 _ROUNDS = 3
 _BACKOFF = 0.1
 _BUSY = 1.0
+_PART_PATIENCE = 5.0  # seconds of silence after which single blocks, which are hedged, are better
 
 _Answer: TypeAlias = "tuple[Health, Response]"
 
@@ -314,7 +315,12 @@ class GatewayBlocks(ReadOnlyBlocks):
     # -- many blocks in one answer ---------------------------------------------------------------
 
     def fetch_car(
-        self, cid: CidLike, *, scope: str = "all", path: str = ""
+        self,
+        cid: CidLike,
+        *,
+        scope: str = "all",
+        path: str = "",
+        part: tuple[int, int] | None = None,
     ) -> Iterator[tuple[CidBytes, bytes]]:
         """Yield the blocks below a CID that one request brings, each verified as it comes.
 
@@ -326,6 +332,9 @@ class GatewayBlocks(ReadOnlyBlocks):
             it) or ``block`` (one block), as ``dag-scope`` of the specification.
         path : str
             Of UnixFS or IPLD, below `cid`; the blocks on the way come too.
+        part : (int, int), optional
+            Of a file that is asked for as an ``entity``: the bytes from and up to which come, with
+            the nodes above them (``entity-bytes``, IPIP-402). A gateway may send more.
 
         Raises
         ------
@@ -341,13 +350,22 @@ class GatewayBlocks(ReadOnlyBlocks):
         if scope not in _SCOPES:
             raise InvalidArgumentError(f"scope {scope!r} is not known; use one of {_SCOPES}")
         steps = "".join("/" + quote(step, safe="") for step in path.split("/") if step)
-        return self._cars(key, f"{steps}?format=car&dag-scope={scope}")
+        asked = f"{steps}?format=car&dag-scope={scope}"
+        if part is not None:
+            start, stop = part
+            if scope != "entity" or not 0 <= start < stop:
+                raise InvalidArgumentError(
+                    f"{start}:{stop} is no range of bytes of a file; ask for one with the scope "
+                    "entity"
+                )
+            asked += f"&entity-bytes={start}:{stop - 1}"
+        patience = min(self._timeout, self.client.timeout or self._timeout)
+        return self._cars(key, asked, patience if part is None else min(patience, _PART_PATIENCE))
 
-    def _cars(self, cid: CidBytes, asked: str) -> Iterator[tuple[CidBytes, bytes]]:
+    def _cars(self, cid: CidBytes, asked: str, patience: float) -> Iterator[tuple[CidBytes, bytes]]:
         missing = 0
         failures: list[CasZarrError] = []
         told: list[str] = []
-        patience = min(self._timeout, self.client.timeout or self._timeout)
         for server in in_order(self._servers):
             if closed := _closed(server):
                 told.append(closed)

@@ -7,17 +7,18 @@ changes are made to the local one alone.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TypeAlias, TypeVar
 
-from cas_zarr.blocks.base import VERIFIED, BlockStore, checked
+from cas_zarr.blocks.base import MAX_BLOCK_SIZE, VERIFIED, BlockStore, checked
 from cas_zarr.blocks.cache import CacheBlocks, RecentBlocks
 from cas_zarr.blocks.flights import Flights
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.blocks.waiting import map_waiting
-from cas_zarr.cid import BytesLike, CidBytes, CidLike, format_cid
+from cas_zarr.cid import RAW, BytesLike, CidBytes, CidLike, codec_of, format_cid
 from cas_zarr.errors import (
     BlockNotFoundError,
     CasZarrError,
@@ -25,7 +26,7 @@ from cas_zarr.errors import (
     StorageError,
 )
 
-__all__ = ["Behind", "TieredBlocks"]
+__all__ = ["Behind", "TieredBlocks", "tier_of"]
 
 Behind: TypeAlias = "BlockStore | Callable[[], BlockStore]"
 """A place behind the local one, or a function that opens it when it is needed first."""
@@ -33,6 +34,8 @@ Behind: TypeAlias = "BlockStore | Callable[[], BlockStore]"
 _T = TypeVar("_T")
 
 _FLUSH_AT = 64 << 20  # bytes that were fetched and are not durable yet
+_SPAN = 16 << 20  # bytes of a file that are asked for by one request
+_WITHOUT = 60.0  # seconds for which no range is asked for after a request for one was in vain
 
 _asking = threading.local()
 
@@ -71,6 +74,8 @@ class TieredBlocks(BlockStore):
         self._lock = threading.Lock()
         self._unflushed = 0
         self._flights: Flights[bytes | None] = Flights()
+        self._range_flights: Flights[None] = Flights()
+        self._ranges_from = 0.0  # when ranges may be asked for, as the monotonic clock has it
         in_memory = isinstance(local, (MemoryBlocks, RecentBlocks))  # all of one location
         self._identity = id(local) if in_memory else local.location
 
@@ -284,8 +289,52 @@ class TieredBlocks(BlockStore):
                     break
         return count
 
+    def fetch_ranges(self, cid: CidBytes, ranges: Sequence[tuple[int, int]]) -> None:
+        """Fetch ranges of a file with the nodes above them, by a request for each 16 MiB.
+
+        What does not come that way is left for `get`: all of it where the first place behind gives
+        no CARs, or what it gives would not be kept here.
+
+        Parameters
+        ----------
+        cid : CidBytes
+            The file.
+        ranges : sequence of (int, int)
+            The bytes, from and up to.
+        """
+        room = getattr(self.local, "limit", None)
+        total = sum(stop - start for start, stop in ranges)
+        if self.read_only or (room is not None and 2 * total > room):
+            return
+        with suppress(CasZarrError):
+            if not hasattr(self._open(0), "fetch_car"):  # a node is nearer than a gateway
+                return
+            spans = [
+                (at, min(at + _SPAN, stop))
+                for start, stop in ranges
+                for at in range(start, stop, _SPAN)
+            ]
+            map_waiting(partial(self._take_range, cid), spans)
+
+    def _take_range(self, cid: CidBytes, part: tuple[int, int]) -> None:
+        def take() -> None:
+            left = part[1] - part[0] + 2 * MAX_BLOCK_SIZE  # leaves may begin and end outside
+            came = False
+            with suppress(CasZarrError):
+                for one in self.fetch_car(cid, scope="entity", part=part) or ():
+                    self._keep([one])
+                    came = True
+                    left -= len(one[1]) if codec_of(one[0]) == RAW else 0
+                    if left < 0:  # it sends the whole file, whatever was asked for
+                        break
+            if left < 0 or not came:
+                self._ranges_from = time.monotonic() + _WITHOUT
+
+        if time.monotonic() >= self._ranges_from:
+            self._range_flights.do((cid, part), take)
+
     def fetch_car(
-        self, cid: CidBytes, *, scope: str = "all"
+        self, cid: CidBytes, *, scope: str = "all", part: tuple[int, int] | None = None
     ) -> Iterator[tuple[CidBytes, bytes]] | None:
         """Return what one request to a place behind brings; None where no place gives CARs.
 
@@ -294,7 +343,7 @@ class TieredBlocks(BlockStore):
 
         def begin(place: BlockStore) -> Iterator[tuple[CidBytes, bytes]] | None:
             fetch_car = getattr(place, "fetch_car", None)
-            return None if fetch_car is None else fetch_car(cid, scope=scope)
+            return None if fetch_car is None else fetch_car(cid, scope=scope, part=part)
 
         with suppress(CasZarrError):
             return self._ask(begin, cid)
@@ -360,3 +409,9 @@ class TieredBlocks(BlockStore):
                 place = behind if isinstance(behind, BlockStore) else behind()
                 self._opened[row] = place
             return place
+
+
+def tier_of(blocks: BlockStore) -> TieredBlocks | None:
+    """Return the tier that keeps what is fetched, or None where nothing is far away."""
+    tier = getattr(blocks, "tier", blocks)
+    return tier if isinstance(tier, TieredBlocks) and tier.remote else None

@@ -17,10 +17,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cas_zarr.blocks.base import BlockStore
 from cas_zarr.blocks.cache import CacheBlocks, RecentBlocks
-from cas_zarr.blocks.tiered import TieredBlocks
-from cas_zarr.cid import DAG_PB, CidBytes
+from cas_zarr.blocks.tiered import TieredBlocks, tier_of
+from cas_zarr.blocks.waiting import map_waiting
+from cas_zarr.cid import CidBytes
 from cas_zarr.errors import InvalidArgumentError, NotFoundError, ReadOnlyError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.describe import describe_node
@@ -33,10 +33,10 @@ from cas_zarr.tree.node import Node, Root, Value
 from cas_zarr.tree.page import MAX_ENTRIES
 from cas_zarr.tree.shards import TreeReader, iter_entries
 from cas_zarr.tree.table import Table
-from cas_zarr.tree.values import file_blocks
+from cas_zarr.tree.values import fetch_range, file_blocks, is_file
 from cas_zarr.tree.view import TreeView, walk_nodes
 
-__all__ = ["MOST", "Prefetched", "Progress", "prefetch", "tier_of"]
+__all__ = ["MOST", "Prefetched", "Progress", "prefetch"]
 
 Progress = Callable[[int, int], None]
 """Called now and then with the blocks and the bytes that are here by now."""
@@ -62,12 +62,6 @@ class Prefetched:
     chunks: int
     size: int
     complete: bool
-
-
-def tier_of(blocks: BlockStore) -> TieredBlocks | None:
-    """Return the tier that keeps what is fetched, or None where nothing is far away."""
-    tier = getattr(blocks, "tier", blocks)
-    return tier if isinstance(tier, TieredBlocks) and tier.remote else None
 
 
 def prefetch(
@@ -229,14 +223,12 @@ class _Work:
 
     def _fetch(self, values: Sequence[Value]) -> None:
         if self.tier is not None and values:
-            cids = list(dict.fromkeys(value.cid for value in values))
-            self._bring(cids)
-            leaves = [
-                cid
-                for value in values
-                if value.cid[1] == DAG_PB
-                for cid in file_blocks(self.reader, *value)
-            ]
+            self._bring([value.cid for value in values if not is_file(value.cid)])
+            files = [value for value in values if is_file(value.cid)]
+            if files and not self.tier.read_only:
+                map_waiting(lambda value: fetch_range(self.reader, *value), files)
+            self._bring([value.cid for value in files])
+            leaves = [cid for value in files for cid in file_blocks(self.reader, *value)]
             for start in range(0, len(leaves), 16):  # of a MiB
                 self._bring(leaves[start : start + 16])
         self.chunks += len(values)
@@ -244,8 +236,9 @@ class _Work:
         if self._progress is not None:
             self._progress(self.chunks, self.size)
 
-    def _bring(self, cids: Sequence[CidBytes]) -> None:
+    def _bring(self, some: Sequence[CidBytes]) -> None:
         assert self.tier is not None
+        cids = list(dict.fromkeys(some))
         held = self.tier.local.has_many(cids)
         missing = [cid for cid, here in zip(cids, held, strict=True) if not here]
         if missing:

@@ -18,13 +18,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from cas_zarr.blocks.tiered import TieredBlocks
+from cas_zarr.blocks.tiered import TieredBlocks, tier_of
 from cas_zarr.blocks.waiting import map_waiting, waiting_pool
 from cas_zarr.cid import CidBytes
 from cas_zarr.errors import CasZarrError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.describe import describe_node
-from cas_zarr.repository.prefetching import MOST, tier_of
+from cas_zarr.repository.prefetching import MOST
 from cas_zarr.repository.runs import Coordinates, Run
 from cas_zarr.tree.chunktree import ChunkTree
 from cas_zarr.tree.keys import chunk_key, form_of, parse_chunk, split_key

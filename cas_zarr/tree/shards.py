@@ -89,6 +89,10 @@ class TreeReader(PageReader):
         if bool(ref.level) != bool(shard.shards):
             raise FormatError(f"a shard for names of {ref.bits!r} is not of level {ref.level}")
 
+    def knows_file_node(self, cid: CidBytes) -> bool:
+        """Tell whether an inner node of a value is remembered."""
+        return cid in self._files
+
     def file_node(self, cid: CidBytes) -> FileNode:
         """Return a decoded inner node of a value of more than one leaf."""
         node = self._files.get(cid)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, count
+from itertools import accumulate, count, groupby
 from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from cas_zarr.blocks.base import MAX_BLOCK_SIZE, BlockStore
-from cas_zarr.blocks.waiting import map_waiting
+from cas_zarr.blocks.tiered import TieredBlocks, tier_of
+from cas_zarr.blocks.waiting import WAITERS, map_waiting
 from cas_zarr.cid import DAG_PB, RAW, BytesLike, CidBytes, HashFunction, cid_of, format_cid
 from cas_zarr.codecs.shardindex import ShardLayout, cut_points
 from cas_zarr.codecs.unixfs import LEAF_SIZE, build_file
@@ -27,6 +28,7 @@ from cas_zarr.tree.shards import TreeReader
 __all__ = [
     "MAX_VALUE_SIZE",
     "FilePiece",
+    "fetch_range",
     "file_blocks",
     "file_pieces",
     "is_file",
@@ -126,7 +128,12 @@ def read_value(
         raise LimitError(f"value {format_cid(cid)} claims {size} bytes; at most {MAX_VALUE_SIZE}")
     if start >= stop:
         return b""
-    pieces = file_pieces(reader, cid, size, start, stop)
+    tier = tier_of(reader.blocks)
+    pieces = (
+        file_pieces(reader, cid, size, start, stop)
+        if tier is None
+        else _fetched_pieces(reader, tier, cid, size, start, stop)
+    )
     view = memoryview(np.empty(stop - start, np.uint8))
 
     def read(piece: FilePiece) -> None:
@@ -156,8 +163,58 @@ class FilePiece:
     data: bytes | None = None
 
 
-def file_pieces(
+def fetch_range(
     reader: TreeReader, cid: CidBytes, size: int, start: int = 0, stop: int | None = None
+) -> None:
+    """Fetch what a range of a far file lacks, where few requests can bring it.
+
+    The rest is left for `read_value`, whose parameters and errors these are.
+    """
+    tier = tier_of(reader.blocks)
+    if tier is not None:
+        _fetched_pieces(reader, tier, cid, size, start, size if stop is None else stop)
+
+
+def _fetched_pieces(
+    reader: TreeReader, tier: TieredBlocks, cid: CidBytes, size: int, start: int, stop: int
+) -> list[FilePiece]:
+    """Return the pieces of a far file, after what a range lacks was fetched by few requests.
+
+    Where a node is lacking, all of the range is asked for at once, and else runs of leaves that are
+    more than come side by side.
+    """
+    asked = False
+
+    def before(nodes: Sequence[CidBytes]) -> None:
+        nonlocal asked
+        unknown = [node for node in nodes if not reader.knows_file_node(node)]
+        if unknown and not asked and not all(tier.local.has_many(unknown)):
+            asked = True
+            tier.fetch_ranges(cid, [(start, stop)])
+
+    pieces = file_pieces(reader, cid, size, start, stop, before=before)
+    if not asked and len(pieces) > WAITERS:
+        held = tier.local.has_many([piece.cid for piece in pieces])
+        rows = zip(pieces, held, strict=True)
+        runs = [list(run) for here, run in groupby(rows, lambda row: row[1]) if not here]
+        ranges = [
+            (max(start, run[0][0].offset), min(stop, run[-1][0].offset + run[-1][0].size))
+            for run in runs
+            if len(run) > WAITERS
+        ]
+        if ranges:
+            tier.fetch_ranges(cid, ranges)
+    return pieces
+
+
+def file_pieces(
+    reader: TreeReader,
+    cid: CidBytes,
+    size: int,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    before: Callable[[Sequence[CidBytes]], None] | None = None,
 ) -> list[FilePiece]:
     """Return the pieces of a file that a range of bytes touches, in order; no leaf is read.
 
@@ -172,6 +229,8 @@ def file_pieces(
         How many bytes the tree says that it has.
     start, stop : int
         Range of bytes.
+    before : callable, optional
+        Is given the nodes of each level before they are read.
 
     Raises
     ------
@@ -186,6 +245,8 @@ def file_pieces(
         inner = list(dict.fromkeys(each.cid for each in pieces if _is_node(each)))
         if not inner:
             return [_checked_leaf(reader, each) for each in pieces]
+        if before is not None:
+            before(inner)
         nodes = dict(zip(inner, map_reads(reader, reader.file_node, inner), strict=True))
         below: list[FilePiece] = []
         for piece in pieces:

@@ -16,9 +16,9 @@ from cas_zarr.blocks.cache import CacheBlocks, RecentBlocks
 from cas_zarr.blocks.fronted import FrontedBlocks
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.blocks.objectstore import ObjectStoreBlocks
+from cas_zarr.blocks.tiered import tier_of
 from cas_zarr.cid import BLAKE3, DAG_CBOR, RAW, CidBytes, cid_of, format_cid
 from cas_zarr.errors import BlockNotFoundError, CorruptBlockError, RemoteError
-from cas_zarr.repository.prefetching import tier_of
 from cas_zarr.testing.blocks import sample_blocks
 
 

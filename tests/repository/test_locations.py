@@ -19,6 +19,7 @@ from cas_zarr import CASStore, Repository
 from cas_zarr.blocks.cache import CacheBlocks, RecentBlocks
 from cas_zarr.blocks.kubo import KuboNode
 from cas_zarr.blocks.memory import MemoryBlocks
+from cas_zarr.blocks.tiered import tier_of
 from cas_zarr.cid import BLAKE3, RAW, CidBytes, cid_of, format_cid
 from cas_zarr.cli.group import cli
 from cas_zarr.codecs.car import CarWriter
@@ -35,7 +36,6 @@ from cas_zarr.repository import faraway
 from cas_zarr.repository.exporting import export
 from cas_zarr.repository.faraway import LOCAL_GATEWAY, PUBLIC_GATEWAYS, Sources
 from cas_zarr.repository.opening import parse_location
-from cas_zarr.repository.prefetching import tier_of
 from cas_zarr.repository.unixfsview import UnixfsView
 from tests.servers.counting import Counting, counting_gateway
 

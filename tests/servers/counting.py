@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 from cas_zarr.blocks.base import BlockStore
-from cas_zarr.cid import CidBytes, as_cid_bytes
+from cas_zarr.cid import DAG_PB, CidBytes, as_cid_bytes, codec_of
 from cas_zarr.codecs.car import CarWriter
 from cas_zarr.errors import CasZarrError
 from cas_zarr.tree.page import Page
@@ -32,7 +32,7 @@ class Counting:
     delay : float
         Seconds before each answer.
     cars : bool
-        Whether it gives CARs: a page with all that it links.
+        Whether it gives CARs: a page with all that it links; of files it gives none.
     """
 
     def __init__(self, blocks: BlockStore) -> None:
@@ -58,7 +58,7 @@ class Counting:
             return None
         if form != "car":
             return data
-        if not self.cars:
+        if not self.cars or codec_of(cid) == DAG_PB:
             return None
         out = io.BytesIO()
         with_links = [(cid, data)]
