@@ -289,7 +289,9 @@ class TieredBlocks(BlockStore):
                     break
         return count
 
-    def fetch_ranges(self, cid: CidBytes, ranges: Sequence[tuple[int, int]]) -> None:
+    def fetch_ranges(
+        self, cid: CidBytes, ranges: Sequence[tuple[int, int]], *, above: CidBytes | None = None
+    ) -> bool:
         """Fetch ranges of a file with the nodes above them, by a request for each 16 MiB.
 
         What does not come that way is left for `get`: all of it where the first place behind gives
@@ -301,23 +303,38 @@ class TieredBlocks(BlockStore):
             The file.
         ranges : sequence of (int, int)
             The bytes, from and up to.
+        above : CidBytes, optional
+            A node above small ranges that is lacking. Of threads that lack one at once the first
+            asks, since its answer has the node, and the others wait for that.
+
+        Returns
+        -------
+        bool
+            Whether this thread asked, or need not; else what is lacking may be less now.
         """
+        asked: list[bool] = []
         room = getattr(self.local, "limit", None)
         total = sum(stop - start for start, stop in ranges)
         if self.read_only or (room is not None and 2 * total > room):
-            return
+            return True
         with suppress(CasZarrError):
             if not hasattr(self._open(0), "fetch_car"):  # a node is nearer than a gateway
-                return
+                return True
             spans = [
                 (at, min(at + _SPAN, stop))
                 for start, stop in ranges
                 for at in range(start, stop, _SPAN)
             ]
-            map_waiting(partial(self._take_range, cid), spans)
+            shared = above if total <= MAX_BLOCK_SIZE else None
+            asked = map_waiting(lambda part: self._take_range(cid, part, shared), spans)
+        return any(asked)
 
-    def _take_range(self, cid: CidBytes, part: tuple[int, int]) -> None:
+    def _take_range(self, cid: CidBytes, part: tuple[int, int], above: CidBytes | None) -> bool:
+        asked = False
+
         def take() -> None:
+            nonlocal asked
+            asked = True
             left = part[1] - part[0] + 2 * MAX_BLOCK_SIZE  # leaves may begin and end outside
             came = False
             with suppress(CasZarrError):
@@ -330,8 +347,10 @@ class TieredBlocks(BlockStore):
             if left < 0 or not came:
                 self._ranges_from = time.monotonic() + _WITHOUT
 
-        if time.monotonic() >= self._ranges_from:
-            self._range_flights.do((cid, part), take)
+        if time.monotonic() < self._ranges_from:
+            return True
+        self._range_flights.do((cid, part) if above is None else above, take)
+        return asked
 
     def fetch_car(
         self, cid: CidBytes, *, scope: str = "all", part: tuple[int, int] | None = None

@@ -187,10 +187,11 @@ def _fetched_pieces(
 
     def before(nodes: Sequence[CidBytes]) -> None:
         nonlocal asked
-        unknown = [node for node in nodes if not reader.knows_file_node(node)]
-        if unknown and not asked and not all(tier.local.has_many(unknown)):
-            asked = True
-            tier.fetch_ranges(cid, [(start, stop)])
+        unknown = [] if asked else [node for node in nodes if not reader.knows_file_node(node)]
+        held = tier.local.has_many(unknown)
+        lacking = [node for node, here in zip(unknown, held, strict=True) if not here]
+        if lacking:
+            asked = tier.fetch_ranges(cid, [(start, stop)], above=lacking[0])
 
     pieces = file_pieces(reader, cid, size, start, stop, before=before)
     if not asked and len(pieces) > WAITERS:

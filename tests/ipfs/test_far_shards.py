@@ -186,6 +186,15 @@ def test_an_inner_chunk_takes_two_requests_and_another_beside_it_one(
     assert relay.taken() == []
 
 
+def test_chunks_apart_share_the_nodes_above_them(
+    shards: Repository, relay: Relay, near: dict[str, Any]
+) -> None:
+    array = far(shards, relay)
+    np.testing.assert_array_equal(array[5::256], near["long"][5::256])
+    assert len(relay.taken()) <= 17 + 4
+    assert relay.sent < 900_000  # with a node for each chunk it is 1.15 million
+
+
 def test_a_whole_shard_takes_a_handful_of_requests(
     shards: Repository, relay: Relay, near: dict[str, Any]
 ) -> None:
