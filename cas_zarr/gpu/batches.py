@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cas_zarr.blocks.base import BlockStore
-from cas_zarr.cid import DIGEST_SIZE, RAW, CidBytes, HashFunction, hash_of, make_cid
+from cas_zarr.blocks.base import MAX_BLOCK_SIZE, BlockStore
+from cas_zarr.cid import DIGEST_SIZE, RAW, CidBytes, HashFunction, format_cid, hash_of, make_cid
 from cas_zarr.codecs.unixfs import LEAF_SIZE, build_file
-from cas_zarr.errors import BlockNotFoundError, CorruptBlockError
+from cas_zarr.errors import BlockNotFoundError, CorruptBlockError, FormatError
 from cas_zarr.gpu.hashing import digest_many, digest_slab, prefers_device
 from cas_zarr.gpu.kernels import cupy
 from cas_zarr.parallel import map_ordered
@@ -146,11 +146,14 @@ def load(reader: TreeReader, values: Sequence[Value]) -> list[Any]:
     pieces: list[FilePiece] = []
     for value in values:
         starts.append(end)
-        found = (
-            file_pieces(reader, value.cid, value.size)
-            if is_file(value.cid)
-            else [FilePiece(0, value.size, value.cid)]
-        )
+        found = [FilePiece(0, value.size, value.cid)]
+        if is_file(value.cid):
+            found = file_pieces(reader, value.cid, value.size) if value.size else []
+        elif value.size > MAX_BLOCK_SIZE:  # or a few bytes could claim all memory
+            raise FormatError(
+                f"block {format_cid(value.cid)} is said to have {value.size} bytes; a block has at "
+                f"most {MAX_BLOCK_SIZE}"
+            )
         pieces += [FilePiece(end + each.offset, each.size, each.cid, each.data) for each in found]
         end += -(-value.size // _ALIGNED) * _ALIGNED
     host = pinned(end)
@@ -191,6 +194,7 @@ def load(reader: TreeReader, values: Sequence[Value]) -> list[Any]:
                 again = np.empty(piece.size, np.uint8)
                 reader.blocks.read_into(piece.cid, memoryview(again))
                 slab[piece.offset : piece.offset + piece.size].set(again)
+    array.cuda.get_current_stream().synchronize()  # the memory of the host goes now
     return [slab[start : start + value.size] for start, value in zip(starts, values, strict=True)]
 
 
