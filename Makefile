@@ -8,7 +8,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo test quick check lint test-default test-newest test-middle test-oldest test-zarr2 test-tools docs clean help
+.PHONY: demo test quick check lint test-default test-newest test-middle test-oldest test-zarr2 test-tools docs clean help gpu-check
 
 # find_python(VERSION): the first interpreter of that version that runs. A shim of pyenv that is
 # not switched on does not, so each candidate is tried.
@@ -147,6 +147,17 @@ for line in sum((optional[name] for name in extras), project["dependencies"]):
     print(f"{name}=={'3.1.0' if name == 'zarr' else bound}")
 endef
 export LOWER_BOUNDS
+
+# Everything that needs a GPU: on a machine with one, and with CUDA as the extra says (GPU=gpu-cu13).
+GPU ?= gpu-cu12
+GPU_REPORT = benchmarks/results/gpu-check.txt
+
+gpu-check: .venv/test
+	.venv/bin/python $(PIP) --editable '.[$(GPU)]'
+	mkdir -p $(dir $(GPU_REPORT))
+	.venv/bin/python -c 'from cas_zarr import gpu; gpu.require()'
+	set -e; { .venv/bin/python -m pytest -m gpu -rA --timeout 600 tests/gpu; echo "tests: exit status $$?"; \
+	  .venv/bin/python -m benchmarks.gpu; } 2>&1 | tee $(GPU_REPORT)
 
 docs: .venv/test
 	.venv/bin/python -m cas_zarr.cli.reference > docs/cli.md

@@ -291,7 +291,8 @@ def test_absent_chunks_wait_for_no_others(gateway: Counting) -> None:
         await asyncio.gather(*tasks)
         return done
 
-    assert asyncio.run(read()) < 400
+    # Of 886: those in the batches before it, and what is asked for beside them.
+    assert asyncio.run(read()) < 700
 
 
 def test_loops_and_threads_share_a_store(grid: Repository, gateway: Counting) -> None:

@@ -1,0 +1,272 @@
+"""Measure the GPU path: `python -m benchmarks.gpu`, on a machine that has one.
+
+`hash` hashes batches of many sizes where they lie; `stages` takes the writing of a batch apart
+(encode, hash, copy to the host, pageable and pinned, and all of it); `write` writes an array of
+CuPy beside the same array of NumPy on all cores, with batches of 1 to 256 chunks, chunks of 64 KiB
+to 16 MiB, and 0, 50 and 90 % of chunks that are there already; `read` reads it back. The data are
+fields of air temperature, refined, with the last digits of a measurement: zeros would tell nothing.
+Without a device it says what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import zarr
+
+from benchmarks.parts import Figure, figure_table
+from benchmarks.report import RESULTS, describe_machine, machine_line
+from cas_zarr import CASStore, gpu
+from cas_zarr.cid import BLAKE3, SHA256
+from cas_zarr.errors import MissingDependencyError
+
+__all__ = ["main"]
+
+MIB = 1 << 20
+ROUNDS = 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark, print a table of each part, write JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[])
+    parser.add_argument("--size", type=int, default=1024, help="MiB of an array (default: 1024)")
+    parser.add_argument("--folder", help="where repositories lie; temporary by default")
+    parser.add_argument("--json", type=Path, default=RESULTS / "gpu.json", help="results")
+    options = parser.parse_args(arguments)
+    try:
+        gpu.require()
+    except MissingDependencyError as error:
+        print(f"no figures: {error}", file=sys.stderr)
+        return 2
+    folder = Path(options.folder or tempfile.gettempdir())
+    machine = describe_machine(folder) | {"gpu": _device_name()}
+    print(machine_line(machine), machine["gpu"], sep="; ")
+    figures: dict[str, list[Figure]] = {}
+    for part in options.parts or PARTS:
+        with tempfile.TemporaryDirectory(dir=folder, prefix="cas-zarr-benchmark-") as place:
+            figures[part] = list(PARTS[part](Path(place), options.size * MIB))
+        print(f"\n{figure_table(part, figures[part])}", flush=True)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    found = {part: [asdict(one) for one in some] for part, some in figures.items()}
+    options.json.write_text(json.dumps({"machine": machine, "figures": found}, indent=2))
+    print(f"\nwritten to {options.json}")
+    return 0
+
+
+# -- parts ----------------------------------------------------------------------------------------
+
+
+def hashes(folder: Path, size: int) -> Iterator[Figure]:
+    """Hash batches where they lie; GB/s, and what it takes from the host beside it."""
+    from cas_zarr.gpu.hashing import digest_slab
+
+    del folder
+    for function in (BLAKE3, SHA256):
+        for total in (MIB, 16 * MIB, 256 * MIB, size):
+            slab = _random(total)
+            for blob in (64 << 10, MIB):
+                if blob > total:
+                    continue
+                offsets = np.arange(0, total, blob)
+                sizes = np.full(len(offsets), blob)
+                took = _timed(
+                    lambda s=slab, o=offsets, n=sizes, f=function: digest_slab(s, o, n, f)
+                )
+                what = f"{function.name}: {total // MIB} MiB in blobs of {blob >> 10} KiB"
+                least = {16 * MIB: 100, 256 * MIB: 400}.get(total) if function is BLAKE3 else None
+                note = "" if least is None else f"bar on an H100: {least} GB/s"
+                yield Figure(what, total / took / 1e9, "GB/s", note=note)
+
+
+def stages(folder: Path, size: int) -> Iterator[Figure]:
+    """Take the writing of one batch of 1 MiB chunks apart."""
+    import cupy
+
+    from cas_zarr.gpu.batches import pinned
+    from cas_zarr.gpu.hashing import digest_many
+    from cas_zarr.gpu.nvcomp import LZ4, ZSTD, Codec
+
+    total = min(size, 64 * MIB)
+    field = cupy.asarray(fields(total)).view(cupy.uint8).ravel()
+    chunks = [field[at : at + MIB] for at in range(0, total, MIB)]
+    for name, algorithm in (("zstd", ZSTD), ("lz4", LZ4)):
+        codec = Codec(algorithm)
+        encoded = codec.compress(chunks)
+        sizes = [one.nbytes for one in encoded]
+        addresses = [one.data.ptr for one in encoded]
+        joined = cupy.concatenate(encoded)
+        page, pin = np.empty(joined.nbytes, np.uint8), pinned(joined.nbytes)
+        what = f"{name}, {len(chunks)} chunks of 1 MiB, {total / sum(sizes):.2f} times smaller: "
+        yield Figure(what + "encode", _timed(lambda c=codec: c.compress(chunks)), "s")
+        yield Figure(
+            what + "hash", _timed(lambda a=addresses, s=sizes: digest_many(a, s, BLAKE3)), "s"
+        )
+        yield Figure(what + "copy, pageable", _timed(lambda j=joined, h=page: j.get(out=h)), "s")
+        yield Figure(what + "copy, pinned", _timed(lambda j=joined, h=pin: j.get(out=h)), "s")
+        with gpu.enabled():
+            numbers = count()
+            whole = _timed(
+                lambda n=numbers, a=name: _write(folder / f"{a}{next(n)}", field, MIB, a)
+            )
+        yield Figure(what + "all, with a commit", whole, "s")
+
+
+def writes(folder: Path, size: int) -> Iterator[Figure]:
+    """Write arrays from a device and, in turns, from the host."""
+    import cupy
+
+    host = fields(size)
+    device = cupy.asarray(host)
+    numbers = count()
+
+    def on_device(codec: str, chunk: int, batch: int, share: float) -> float:
+        with gpu.enabled(batch):
+            return _written(folder / str(next(numbers)), device, chunk, codec, share)
+
+    def on_host(codec: str, chunk: int, share: float) -> float:
+        return _written(folder / str(next(numbers)), host, chunk, codec, share)
+
+    for codec in ("zstd", "lz4"):
+        for chunk in (64 << 10, MIB, 16 * MIB):
+            took = median(on_device(codec, chunk, 64, 0) for _ in range(3))
+            beside = median(on_host(codec, chunk, 0) for _ in range(3))
+            what = f"{codec}, chunks of {chunk >> 10} KiB"
+            yield Figure(f"{what}: GPU", size / took / 1e9, "GB/s")
+            note = "bar: 5" if chunk == MIB else ""
+            yield Figure(
+                f"{what}: times the CPU, {os.cpu_count()} cores", beside / took, "", note=note
+            )
+        for batch in (1, 16, 256):
+            took = median(on_device(codec, MIB, batch, 0) for _ in range(3))
+            yield Figure(f"{codec}, batches of {batch}: GPU", size / took / 1e9, "GB/s")
+        none = median(on_device(codec, MIB, 64, 0) for _ in range(3))
+        for share in (0.5, 0.9):
+            took = median(on_device(codec, MIB, 64, share) for _ in range(3))
+            note = "bar: 3" if share == 0.9 else ""
+            what = f"{codec}, {share:.0%} there already: times as fast"
+            yield Figure(what, none / took, "", note=note)
+
+
+def reads(folder: Path, size: int) -> Iterator[Figure]:
+    """Read arrays into a device and, in turns, to the host."""
+    host = fields(size)
+    for codec in ("zstd", "lz4"):
+        for chunk in (64 << 10, MIB, 16 * MIB):
+            place = folder / f"{codec}-{chunk}"
+            _write(place, host, chunk, codec)
+            with gpu.enabled():
+                took = _timed(lambda p=place: _read(p))
+            beside = _timed(lambda p=place: _read(p))
+            what = f"{codec}, chunks of {chunk >> 10} KiB, verified"
+            yield Figure(f"{what}: GPU", size / took / 1e9, "GB/s")
+            yield Figure(f"{what}: times the CPU, {os.cpu_count()} cores", beside / took, "")
+
+
+PARTS: dict[str, Callable[[Path, int], Iterator[Figure]]] = {
+    "hash": hashes,
+    "stages": stages,
+    "write": writes,
+    "read": reads,
+}
+
+
+# -- data, arrays and clocks ----------------------------------------------------------------------
+
+
+def fields(size: int) -> np.ndarray:
+    """Return so many bytes of air temperature, as float32 in hundredths of a kelvin."""
+    import iris_sample_data
+    import xarray as xr
+
+    file = Path(iris_sample_data.path) / "A1B_north_america.nc"
+    with xr.open_dataset(file, engine="netcdf4") as data:
+        years = data["air_temperature"].values.astype("f4")
+    fine = years.repeat(8, axis=1).repeat(8, axis=2)
+    for axis in (1, 2):  # between the points of the grid it goes from one to the next
+        fine = np.mean([np.roll(fine, step, axis) for step in range(8)], axis=0, dtype="f4")
+    wanted = size // 4
+    tiled = np.resize(fine.ravel(), wanted)
+    noise = np.random.default_rng(0).normal(0, 0.05, wanted).astype("f4")
+    return np.round(tiled + noise, 2, out=tiled)
+
+
+def _written(folder: Path, data: Any, chunk: int, codec: str, share: float) -> float:
+    """Return the time to write an array of which a share of the chunks is there already."""
+    there = int(len(data) * share) // (chunk // 4) * (chunk // 4)
+    if there:
+        _write(folder, data[:there], chunk, codec)
+    start = perf_counter()
+    _write(folder, data, chunk, codec)
+    _synchronize()
+    return perf_counter() - start
+
+
+def _write(folder: Path, data: Any, chunk: int, codec: str) -> None:
+    from zarr.codecs import ZstdCodec
+    from zarr.codecs.numcodecs import LZ4
+
+    compressor = ZstdCodec(level=3) if codec == "zstd" else LZ4()
+    with CASStore(folder) as store:
+        array = zarr.create_array(
+            store,
+            name="data",
+            shape=(data.nbytes // 4,),
+            chunks=(chunk // 4,),
+            dtype="f4",
+            compressors=compressor,
+            overwrite=True,
+        )
+        array[:] = data.view("f4")
+        store.commit("data")
+
+
+def _read(folder: Path) -> Any:
+    with CASStore(folder, version="main") as store:
+        return zarr.open_array(store, path="data", mode="r")[:]
+
+
+def _random(size: int) -> Any:
+    import cupy
+
+    return cupy.asarray(np.frombuffer(np.random.default_rng(0).bytes(size), np.uint8))
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    """Return the median time of a call, the device's work in; the first one is left out."""
+    times = []
+    for _ in range(ROUNDS + 1):
+        _synchronize()
+        start = perf_counter()
+        call()
+        _synchronize()
+        times.append(perf_counter() - start)
+    return median(times[1:])
+
+
+def _synchronize() -> None:
+    import cupy
+
+    cupy.cuda.get_current_stream().synchronize()
+
+
+def _device_name() -> str:
+    import cupy
+
+    return str(cupy.cuda.runtime.getDeviceProperties(0)["name"].decode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
