@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from cas_zarr.blocks.base import MAX_BLOCK_SIZE, BlockStore
 from cas_zarr.cid import DIGEST_SIZE, RAW, CidBytes, HashFunction, format_cid, hash_of, make_cid
 from cas_zarr.codecs.unixfs import LEAF_SIZE, build_file
-from cas_zarr.errors import BlockNotFoundError, CorruptBlockError, FormatError
+from cas_zarr.errors import BlockNotFoundError, CorruptBlockError, FormatError, LimitError
 from cas_zarr.gpu.hashing import digest_many, digest_slab, prefers_device
 from cas_zarr.gpu.kernels import cupy
 from cas_zarr.parallel import map_ordered
 from cas_zarr.tree.node import Value
 from cas_zarr.tree.shards import TreeReader
-from cas_zarr.tree.values import FilePiece, file_pieces, is_file
+from cas_zarr.tree.values import MAX_VALUE_SIZE, FilePiece, file_pieces, is_file
 
 __all__ = ["Batch", "Carried", "load", "pinned"]
 
@@ -145,6 +145,7 @@ def load(reader: TreeReader, values: Sequence[Value]) -> list[Any]:
     starts, end = [], 0
     pieces: list[FilePiece] = []
     for value in values:
+        _check_size(value)
         starts.append(end)
         found = [FilePiece(0, value.size, value.cid)]
         if is_file(value.cid):
@@ -196,6 +197,13 @@ def load(reader: TreeReader, values: Sequence[Value]) -> list[Any]:
                 slab[piece.offset : piece.offset + piece.size].set(again)
     array.cuda.get_current_stream().synchronize()  # the memory of the host goes now
     return [slab[start : start + value.size] for start, value in zip(starts, values, strict=True)]
+
+
+def _check_size(value: Value) -> None:
+    """Refuse a value that claims more than it can have, before there is memory for it."""
+    most = MAX_VALUE_SIZE if is_file(value.cid) else MAX_BLOCK_SIZE
+    if value.size > most:
+        raise LimitError(f"value {format_cid(value.cid)} claims {value.size} bytes; at most {most}")
 
 
 def pinned(size: int) -> NDArray[np.uint8]:

@@ -22,7 +22,12 @@ from zarr.codecs.numcodecs import LZ4
 from zarr.core.buffer import gpu as zarr_gpu
 
 from cas_zarr import CASStore, gpu
-from cas_zarr.errors import CorruptBlockError, InvalidArgumentError, MissingDependencyError
+from cas_zarr.errors import (
+    CorruptBlockError,
+    InvalidArgumentError,
+    LimitError,
+    MissingDependencyError,
+)
 from cas_zarr.gpu import hashing, kernels, nvcomp
 from cas_zarr.gpu.buffers import carry
 
@@ -212,6 +217,19 @@ def test_damaged_bytes_are_not_decoded(fake: Fake, tmp_path: Path, hash: str) ->
             array[:]
         assert fake.library.decoded == 0
         np.testing.assert_array_equal(np.asarray(array[:64, :64]), field()[:64, :64])
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_claimed_size_gets_no_memory(tmp_path: Path) -> None:
+    store = CASStore(tmp_path / "repository")
+    array = create(store, [])
+    array[:] = field()
+    mapping = store._tree.mapping
+    cid = mapping.cid_of("c/0/0")
+    assert cid is not None
+    mapping.bind("c/0/0", cid, 1 << 40)
+    with gpu.enabled(), pytest.raises(LimitError, match="claims 1099511627776 bytes"):
+        zarr.open_array(store, mode="r")[:]
 
 
 @pytest.mark.usefixtures("fake")
