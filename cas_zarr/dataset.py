@@ -11,6 +11,7 @@ from cas_zarr.errors import InvalidArgumentError, NotFoundError
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.describe import NodeInfo, describe_node
 from cas_zarr.repository.forking import Fork
+from cas_zarr.repository.innerchunks import inner_box_cid, inner_chunk_cid
 from cas_zarr.repository.prefetching import Prefetched, Progress, prefetch
 from cas_zarr.repository.session import Session, View
 from cas_zarr.repository.subtrees import Source, attach
@@ -128,7 +129,13 @@ class Dataset:
             sessions.append(session)
         self._session.merge(sessions)
 
-    def cid(self, path: str = "", box: tuple[slice | tuple[int, int], ...] | None = None) -> CID:
+    def cid(
+        self,
+        path: str = "",
+        box: tuple[slice | tuple[int, int], ...] | None = None,
+        *,
+        inner: bool = False,
+    ) -> CID:
         """Return the CID of a node, or of a box of an array's chunks.
 
         Parameters
@@ -137,10 +144,19 @@ class Dataset:
             The node; "" is the root.
         box : tuple of slices or of pairs of int, optional
             For an array, in chunks, one for each dimension.
+        inner : bool
+            Whether the box counts the inner chunks of shards. Its CID is that of the same chunks
+            in an array without shards.
         """
+        if inner:
+            if box is None:
+                raise InvalidArgumentError("inner chunks are named by a box of them; give one")
+            return to_cid(inner_box_cid(self.mapping.view, path.strip("/"), box))
         return to_cid(self.mapping.cid(path, box))
 
-    def cid_of_chunk(self, path: str, coordinates: Sequence[int]) -> CID | None:
+    def cid_of_chunk(
+        self, path: str, coordinates: Sequence[int], *, inner: bool = False
+    ) -> CID | None:
         """Return the CID of a stored chunk, None where there is none and the fill value is read.
 
         Parameters
@@ -149,13 +165,16 @@ class Dataset:
             The array.
         coordinates : sequence of int
             Of the chunk, in its grid; of a shard, where the array is sharded.
+        inner : bool
+            Whether they are those of an inner chunk of a shard, in the grid of all inner chunks.
+            Its CID is the one that its bytes would have as a chunk of their own.
 
         Raises
         ------
         NotFoundError
             If there is no array at the path.
         InvalidArgumentError
-            If it has another number of dimensions.
+            If it has another number of dimensions, or no shards where an inner chunk is asked for.
         """
         view, path, place = self.mapping.view, path.strip("/"), tuple(map(index, coordinates))
         node = view.node(path)
@@ -167,6 +186,9 @@ class Dataset:
                 f"array {path!r} has {len(info.shape)} dimensions; give as many coordinates, not "
                 f"{len(place)}"
             )
+        if inner:
+            cid = inner_chunk_cid(view, path, place)
+            return None if cid is None else to_cid(cid)
         name = _chunk_name(info, place)
         value = view.find(f"{path}/{name}" if path else name)
         return to_cid(value.cid) if isinstance(value, Value) else None

@@ -33,6 +33,7 @@ from cas_zarr.cli.output import (
 from cas_zarr.cli.sections import command
 from cas_zarr.errors import NotFoundError
 from cas_zarr.repository.describe import NodeInfo, describe, iter_nodes, unfold
+from cas_zarr.repository.innerchunks import inner_box_cid
 from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.stats import dataset_stats
 from cas_zarr.repository.verify import VerifyReport
@@ -213,12 +214,16 @@ def stats_command(
     help="Only a box of an array's chunks: a range of chunk indices, not elements, for each "
     "dimension.",
 )
+@click.option(
+    "--inner", is_flag=True, help="The box counts the inner chunks of shards instead of shards."
+)
 @version_option
 @json_option
 def cid_command(
     repository: str,
     path: str,
     box: str | None,
+    inner: bool,
     version: str | None,
     branch: str,
     as_json: bool,
@@ -228,7 +233,13 @@ def cid_command(
     repo, root = opened(repository, version, branch)
     if root is None:
         raise NotFoundError(f"{repository} has no root on branch {branch!r}: nothing was written")
-    cid = repo.at(root).cid(path.strip("/"), ranges)
+    mapping = repo.at(root)
+    if inner:
+        if ranges is None:
+            raise click.UsageError("--inner says what --box counts; give --box as well")
+        cid = inner_box_cid(mapping.view, path.strip("/"), ranges)
+    else:
+        cid = mapping.cid(path.strip("/"), ranges)
     if as_json:
         print_json({"path": path.strip("/"), "box": ranges, "cid": format_cid(cid)})
         return

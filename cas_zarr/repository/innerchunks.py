@@ -1,30 +1,45 @@
-"""Which inner chunks of shards differ, by the CIDs of their blocks.
+"""Inner chunks of shards by their CIDs: which differ, and what they are called.
 
-A long shard is cut where its inner chunks begin and end, so its file names them one by one. Of two
-shards the nodes and the indexes are read; no inner chunk is.
+A long shard is cut where its inner chunks begin and end, so its file names them one by one: the
+nodes and the indexes are read, and no inner chunk is. The CID of an inner chunk is the one that its
+bytes would have as a value of their own, as in an array without shards. In a shard that is not cut
+so, of up to 1 MiB for example, it is found by reading the shard.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cas_zarr.cid import CidBytes
+from cas_zarr.blocks.memory import MemoryBlocks
+from cas_zarr.cid import CidBytes, HashFunction, format_cid
 from cas_zarr.codecs.shardindex import ShardLayout, index_start, missing_chunks, parse_index
-from cas_zarr.errors import CasZarrError
+from cas_zarr.codecs.unixfs import build_file
+from cas_zarr.errors import CasZarrError, FormatError, InvalidArgumentError
 from cas_zarr.tree.diff import ChunkChanges
+from cas_zarr.tree.morton import decode
+from cas_zarr.tree.page import CID_SIZE
 from cas_zarr.tree.shards import TreeReader
-from cas_zarr.tree.values import file_pieces, is_file, map_reads, read_value
+from cas_zarr.tree.values import file_pieces, is_file, map_reads, read_value, write_value
+from cas_zarr.tree.view import TreeView, box_tree, chunks_cid
 
-__all__ = ["InnerGrid", "differing_inner_chunks", "inner_grid"]
+__all__ = [
+    "InnerGrid",
+    "differing_inner_chunks",
+    "inner_box_cid",
+    "inner_chunk_cid",
+    "inner_grid",
+]
 
 _MOST_SHARDS: Final = 1024  # two versions of each are opened
 _MOST_CHUNKS: Final = 1 << 20  # inner chunks of a shard
 _TOGETHER: Final = 32  # shards whose files are held at once
 
-_Blocks: TypeAlias = "tuple[CidBytes, ...] | None"
+_Blocks: TypeAlias = "tuple[tuple[CidBytes, int], ...] | None"
+"""CIDs and sizes of the blocks of an inner chunk; None if it is not there."""
 
 
 class InnerGrid(NamedTuple):
@@ -132,7 +147,7 @@ def _inner_blocks(
         return None
     rows = {piece.offset: row for row, piece in enumerate(pieces)}
     rows[size] = len(pieces)
-    names = [piece.cid for piece in pieces]
+    names = [(piece.cid, piece.size) for piece in pieces]
     found: list[_Blocks] = []
     for (offset, length), missing in zip(
         entries.tolist(), missing_chunks(entries).tolist(), strict=True
@@ -144,4 +159,119 @@ def _inner_blocks(
             return None
         else:
             found.append(tuple(names[first:last]))
+    return found
+
+
+# -- their names ------------------------------------------------------------------------------
+
+
+def inner_chunk_cid(view: TreeView, path: str, place: Sequence[int]) -> CidBytes | None:
+    """Return the CID of an inner chunk, None where there is none and the fill value is read.
+
+    Parameters
+    ----------
+    view : TreeView
+    path : str
+        Of the array.
+    place : sequence of int
+        Coordinates in the grid of inner chunks.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the array has no shards, or another number of dimensions.
+    FormatError
+        If a shard has an index that is damaged.
+    """
+    box = [(at, at + 1) for at in place]
+    _, cids, _ = _inner_chunks(view, path, box)
+    return CidBytes(cids[0].tobytes()) if len(cids) else None
+
+
+def inner_box_cid(
+    view: TreeView, path: str, box: Sequence[slice | tuple[int, int | None]]
+) -> CidBytes:
+    """Return the CID of a box of inner chunks: what it is in an array without shards.
+
+    Parameters
+    ----------
+    view : TreeView
+    path : str
+        Of the array.
+    box : sequence of slices or (start, stop)
+        In the grid of inner chunks.
+
+    Raises
+    ------
+    InvalidArgumentError, FormatError
+        As of `inner_chunk_cid`.
+    """
+    return chunks_cid(view.root.header.function, *_inner_chunks(view, path, box))
+
+
+def _inner_chunks(
+    view: TreeView, path: str, box: Sequence[slice | tuple[int, int | None]]
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint64]]:
+    """Return coordinates within a box, CIDs and sizes of its inner chunks."""
+    layout = view.layout(path)
+    grid = None if layout is None else inner_grid(layout, layout, layout.shape)
+    if layout is None or grid is None:
+        raise InvalidArgumentError(
+            f"{path!r} is no array with shards whose inner chunks are known; name its chunks"
+        )
+    tree, start, stop = box_tree(view, path, box)
+    sides, low, high = np.array(grid.sides), np.array(start), np.array(stop)
+    shards = tree.select(
+        tuple((low // sides).tolist()), tuple(np.minimum(-(-high // sides), high).tolist())
+    )
+    places = decode(shards.codes, tree.ndim)
+    function = view.root.header.function
+
+    def read(row: int) -> list[tuple[NDArray[np.int64], CidBytes, int]]:
+        cid, size = CidBytes(shards.cids[row].tobytes()), int(shards.sizes[row])
+        corner = places[row] * sides
+        numbers = np.arange(layout.chunks)
+        inner = corner + np.stack(np.unravel_index(numbers, grid.sides), axis=1)
+        wanted = ((inner >= low) & (inner < high)).all(axis=1)
+        named = _named(view.reader, function, cid, size, layout, np.flatnonzero(wanted).tolist())
+        return [(inner[number] - low, *name) for number, name in named.items()]
+
+    found = [one for some in map_reads(view.reader, read, range(len(shards))) for one in some]
+    return (
+        np.array([place for place, _, _ in found], np.int64).reshape(-1, tree.ndim),
+        np.frombuffer(b"".join(cid for _, cid, _ in found), np.uint8).reshape(-1, CID_SIZE),
+        np.array([size for _, _, size in found], np.uint64),
+    )
+
+
+def _named(
+    reader: TreeReader,
+    function: HashFunction,
+    cid: CidBytes,
+    size: int,
+    layout: ShardLayout,
+    numbers: Sequence[int],
+) -> dict[int, tuple[CidBytes, int]]:
+    """Return CID and size of those of some inner chunks of a shard that are there."""
+    blocks = _inner_blocks(reader, cid, size, layout) if is_file(cid) else None
+    found: dict[int, tuple[CidBytes, int]] = {}
+    if blocks is not None:
+        for number in numbers:
+            parts = blocks[number]
+            if parts is not None:
+                found[number] = build_file(parts, function)[0], sum(part for _, part in parts)
+        return found
+    data = memoryview(read_value(reader, cid, size))
+    at = index_start(size, layout)
+    entries = parse_index(data[at : at + layout.index_size], layout) if at >= 0 else None
+    if entries is None:
+        raise FormatError(f"shard {format_cid(cid)} has an index that is damaged")
+    missing = missing_chunks(entries)
+    for number in numbers:
+        if not missing[number]:
+            offset, length = map(int, entries[number])
+            if offset + length > size:
+                raise FormatError(f"shard {format_cid(cid)} has an index that points outside it")
+            part = data[offset : offset + length]
+            found[number] = write_value(MemoryBlocks(), function, part), length
     return found

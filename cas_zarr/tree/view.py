@@ -7,9 +7,10 @@ from operator import index
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cas_zarr.blocks.memory import MemoryBlocks
-from cas_zarr.cid import DAG_CBOR, CidBytes, cid_of
+from cas_zarr.cid import DAG_CBOR, CidBytes, HashFunction, cid_of
 from cas_zarr.codecs.shardindex import ShardLayout, parse_layout
 from cas_zarr.errors import FormatError, InvalidArgumentError
 from cas_zarr.tree.chunktree import ChunkTree, build, chunk_table
@@ -301,6 +302,22 @@ def box_cid(view: TreeView, path: str, box: Sequence[slice | tuple[int, int | No
     InvalidArgumentError
         If the array has no chunks in that many dimensions, or the box is none.
     """
+    tree, start, stop = box_tree(view, path, box)
+    chunks = tree.select(start, stop)
+    places = decode(chunks.codes, tree.ndim) - np.array(start, np.int64)
+    return chunks_cid(view.root.header.function, places, chunks.cids, chunks.sizes)
+
+
+def box_tree(
+    view: TreeView, path: str, box: Sequence[slice | tuple[int, int | None]]
+) -> tuple[ChunkTree, tuple[int, ...], tuple[int, ...]]:
+    """Return the tree that a box is of, and the box's first and its last but one coordinates.
+
+    Raises
+    ------
+    InvalidArgumentError
+        As of `box_cid`.
+    """
     bounds = [_bounds(part) for part in box]
     node = view.node(path)
     forms = [] if node is None else list(node.trees)
@@ -313,14 +330,21 @@ def box_cid(view: TreeView, path: str, box: Sequence[slice | tuple[int, int | No
         )
     tree = view.tree(path, fitting[0])
     assert tree is not None
-    start, stop = tuple(low for low, _ in bounds), tuple(high for _, high in bounds)
-    chunks = tree.select(start, stop)
-    function = view.root.header.function
-    if len(chunks) == 0:
+    return tree, tuple(low for low, _ in bounds), tuple(high for _, high in bounds)
+
+
+def chunks_cid(
+    function: HashFunction,
+    coordinates: NDArray[np.int64],
+    cids: NDArray[np.uint8],
+    sizes: NDArray[np.uint64],
+) -> CidBytes:
+    """Return the CID of the tree that chunks make: of its top page, or of the empty leaf page."""
+    if len(coordinates) == 0:
         return cid_of(DAG_CBOR, function, to_page(empty_table(), 0, 0).to_block())
-    codes = encode(decode(chunks.codes, tree.ndim) - np.array(start, np.int64))
-    moved = chunk_table(codes, chunks.cids, chunks.sizes, tree.ndim)
-    ref = build(TreeReader(MemoryBlocks()), function, moved, tree.ndim)
+    ndim = coordinates.shape[1]
+    table = chunk_table(encode(coordinates), cids, sizes, ndim)
+    ref = build(TreeReader(MemoryBlocks()), function, table, ndim)
     assert ref is not None
     return ref.cid if ref.embedded is None else cid_of(DAG_CBOR, function, ref.embedded)
 

@@ -384,3 +384,17 @@ def test_installed_command(repository: Path, tmp_path: Path) -> None:
     assert (whole.returncode, whole.stderr) == (0, b"")
     assert _process("ls", tmp_path / "nothing").returncode == 1
     assert _process("ls").returncode == 2
+
+
+def test_the_cid_of_a_box_of_inner_chunks(done: Command, command: Command, tmp_path: Path) -> None:
+    with CASStore(tmp_path / "r.cas") as store:
+        array = zarr.create_array(
+            store, name="a", shape=(16, 16), chunks=(4, 4), shards=(8, 8), dtype="i4"
+        )
+        array[:] = 1
+        expected = store.cid("a", ((0, 2), (0, 3)), inner=True)
+    asked = ("cid", tmp_path / "r.cas", "a", "--inner")
+    assert done(*asked, "--box", "0:2,0:3").out == f"{expected}\n"
+    wrong = command(*asked)
+    assert wrong.code == 2
+    assert "--box" in wrong.err
