@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -215,6 +216,11 @@ STEPS = {
 }
 
 
+def _take(steps: str, repo: Repository) -> None:
+    for step in STEPS[steps]:
+        step(repo)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("condemned", [False, True])
@@ -226,11 +232,7 @@ def test_a_collection_at_any_request_of_a_writer(steps: str, condemned: bool) ->
         with Repository.open(place, cache=False) as other:
             if condemned:
                 _condemn(other)
-
-            def act(other: Repository = other) -> None:
-                for step in STEPS[steps]:
-                    step(other)
-
+            act = partial(_take, steps, other)
             with Repository.open(place, cache=False) as repo:
                 with _at_request(repo, number, act) as count:
                     _write_lost(repo)
@@ -273,11 +275,7 @@ def test_a_collection_at_any_request_of_who_makes_a_branch(steps: str) -> None:
         lost = next(move.old for move in repo.refs.log() if move.new is None)
         assert lost.commit is not None
         with Repository.open(place, cache=False) as other:
-
-            def act(other: Repository = other) -> None:
-                for step in STEPS[steps]:
-                    step(other)
-
+            act = partial(_take, steps, other)
             with _at_request(repo, number, act) as count, suppress(StorageError, GuardError):
                 repo.create_branch("back", lost.commit)
             total = count[0]
