@@ -22,6 +22,7 @@ from zarr.registry import register_pipeline
 
 from cas_zarr.gpu.buffers import carry, is_on_device, load_all
 from cas_zarr.gpu.kernels import cupy
+from cas_zarr.gpu.memory import halving
 from cas_zarr.gpu.nvcomp import GZIP, LZ4, ZSTD, Algorithm
 from cas_zarr.gpu.nvcomp import Codec as Nvcomp
 
@@ -104,7 +105,7 @@ class DeviceCodec(BytesBytesCodec):
         for rows in devices.values():
             given = [(_array(pairs[row][0]), pairs[row][1]) for row in rows]
             with given[0][0].device:
-                arrays = _halving(on_device, given)
+                arrays = halving(on_device, given)
             for row, made in zip(rows, arrays, strict=True):
                 if made is not None:
                     done[row] = pairs[row][1].prototype.buffer.from_array_like(made)
@@ -192,19 +193,6 @@ def _for_device(codec: Codec) -> Codec:
     configuration = codec.to_dict().get("configuration")
     checksum = isinstance(configuration, dict) and bool(configuration.get("checksum"))
     return DeviceCodec(codec, algorithm, encodes=not checksum)  # nvCOMP writes no checksums
-
-
-def _halving(
-    work: Callable[[Sequence[Any]], Sequence[Any | None]], items: Sequence[Any]
-) -> list[Any | None]:
-    """Do a batch, or its halves where the memory of the device does not suffice."""
-    try:
-        return list(work(items))
-    except cupy().cuda.memory.OutOfMemoryError:
-        if len(items) == 1:
-            raise
-    half = len(items) // 2
-    return [*_halving(work, items[:half]), *_halving(work, items[half:])]
 
 
 def _nothing(given: Sequence[Any]) -> Sequence[None]:
