@@ -15,7 +15,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from cas_zarr.errors import CasZarrError, MissingDependencyError
 from cas_zarr.gpu.kernels import cupy
 
-__all__ = ["GZIP", "LZ4", "ZSTD", "Algorithm", "Codec", "Options", "library"]
+__all__ = ["GZIP", "LZ4", "MAJOR", "ZSTD", "Algorithm", "Codec", "Options", "Slots", "library"]
 
-_MAJOR: Final = 6
+MAJOR: Final = 6
+"""The major version of the library, whose functions these are."""
+
 _WHEELS: Final = ("nvidia-nvcomp-cu12", "nvidia-nvcomp-cu13")
 _SLOT: Final = 256  # what memory of CUDA is aligned to; more than any algorithm asks for
 _SUCCESS: Final = 0
@@ -53,18 +55,18 @@ class Algorithm:
         As it stands in the names of the functions.
     largest : int
         Bytes of the largest chunk that is encoded or decoded.
-    level : int
-        The first word of the options of the encoder: its effort, where it has one.
+    options : tuple of int
+        The first words of the options of the encoder, of 32 bits each; the others are 0.
     """
 
     name: str
     largest: int
-    level: int = 0
+    options: tuple[int, ...] = ()
 
 
 ZSTD: Final = Algorithm("Zstd", (1 << 31) - 1)
 LZ4: Final = Algorithm("LZ4", 1 << 24)
-GZIP: Final = Algorithm("Gzip", (1 << 32) - 1, level=1)
+GZIP: Final = Algorithm("Gzip", (1 << 32) - 1, (1,))
 
 
 @cache
@@ -79,7 +81,7 @@ def library() -> Any:
     found = find_spec("nvidia") and find_spec("nvidia.libnvcomp")
     folders = [] if not found else list(found.submodule_search_locations or ())
     for folder in folders:
-        path = Path(folder) / "lib64" / f"libnvcomp.so.{_MAJOR}"
+        path = Path(folder) / "lib64" / f"libnvcomp.so.{MAJOR}"
         if path.exists():
             try:
                 return ctypes.CDLL(str(path))
@@ -89,7 +91,7 @@ def library() -> Any:
                     "or cas_zarr[gpu-cu13], whichever the driver supports"
                 ) from None
     raise MissingDependencyError(
-        f"compressing on a GPU needs nvCOMP {_MAJOR}, and {_installed()} is installed; install "
+        f"compressing on a GPU needs nvCOMP {MAJOR}, and {_installed()} is installed; install "
         "cas_zarr[gpu-cu12] or cas_zarr[gpu-cu13], whichever the driver supports"
     )
 
@@ -101,6 +103,24 @@ def _installed() -> str:
         except PackageNotFoundError:
             continue
     return "none"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slots:
+    """What an encoder made of a batch.
+
+    Attributes
+    ----------
+    slab : cupy.ndarray of uint8, shape (chunks, bytes of a slot)
+    start : int
+        Where in its slot each begins.
+    sizes : array of int64
+        Bytes of each.
+    """
+
+    slab: Any
+    start: int
+    sizes: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,25 +149,45 @@ class Codec:
         CasZarrError
             If nvCOMP refuses.
         """
+        chunks = self.aligned("Compress", chunks)
+        head = 0 if heads is None else heads.shape[1]
+        slots = self.compress_at(*_places(chunks), room=head)
+        begin = slots.start - head
+        if heads is not None:
+            slots.slab[:, begin : slots.start] = cupy().asarray(heads)
+        ends = (slots.start + slots.sizes).tolist()
+        return [slots.slab[row, begin:end] for row, end in enumerate(ends)]
+
+    def compress_at(
+        self, addresses: NDArray[np.uint64], sizes: NDArray[np.uint64], *, room: int = 0
+    ) -> Slots:
+        """Encode what lies at addresses of the current device, which `aligned` gave.
+
+        Parameters
+        ----------
+        addresses, sizes : array of uint64
+            Where each begins, and its bytes: none is empty.
+        room : int
+            Bytes that are left free before each encoded one, up to 256.
+
+        Raises
+        ------
+        CasZarrError
+            If nvCOMP refuses.
+        """
         array = cupy()
-        sizes = np.array([chunk.nbytes for chunk in chunks], np.uint64)
-        largest, total, count = int(sizes.max()), int(sizes.sum()), len(chunks)
-        options = self._options(self.algorithm.level)
-        chunks = self._aligned(chunks, self._alignments("Compress", options).input)
+        largest, total, count = int(sizes.max()), int(sizes.sum()), len(sizes)
+        options = Options(self.algorithm.options)
         most, scratch = ctypes.c_size_t(), ctypes.c_size_t()
         self._call("CompressGetMaxOutputChunkSize", largest, options, ctypes.byref(most))
         self._call(
             "CompressGetTempSize", count, largest, options, ctypes.byref(scratch), total, _stream()
         )
-        head = 0 if heads is None else heads.shape[1]
-        start = _SLOT if head else 0
+        start = _SLOT if room else 0
         slab = array.empty((count, start + _rounded(most.value)), array.uint8)
-        if heads is not None:
-            slab[:, start - head : start] = array.asarray(heads)
         outputs = slab.data.ptr + start + np.arange(count, dtype=np.uint64) * slab.shape[1]
         temporary = array.empty(scratch.value, array.uint8)
         encoded, statuses = array.empty(count, np.uint64), array.empty(count, np.int32)
-        addresses = np.array([chunk.data.ptr for chunk in chunks], np.uint64)
         table = array.asarray(np.stack([addresses, sizes, outputs]))
         self._call(
             "CompressAsync",
@@ -155,9 +195,9 @@ class Codec:
             *(temporary.data.ptr, scratch.value, table[2].data.ptr, encoded.data.ptr),
             *(options, statuses.data.ptr, _stream()),
         )
-        ends = encoded.get().tolist()  # this waits for all that was launched
+        found = encoded.get()  # this waits for all that was launched
         self._check(statuses.get(), "encode")
-        return [slab[row, start - head : start + int(end)] for row, end in enumerate(ends)]
+        return Slots(slab, start, found.astype(np.int64))
 
     def decompress(self, chunks: Sequence[Any], sizes: Sequence[int]) -> list[Any | None]:
         """Decode chunks whose bytes are known to be what an encoder made.
@@ -174,42 +214,60 @@ class Codec:
         list of cupy.ndarray of uint8, or None
             None for a chunk that did not decode to as many bytes.
         """
-        array = cupy()
-        count, options = len(chunks), self._options(0)
-        chunks = self._aligned(chunks, self._alignments("Decompress", options).input)
-        room = np.array(sizes, np.uint64)
-        scratch = ctypes.c_size_t()
-        self._call(
-            *("DecompressGetTempSize", count, int(room.max())),
-            *(options, ctypes.byref(scratch), int(room.sum()), _stream()),
-        )
+        chunks = self.aligned("Decompress", chunks)
         starts = np.concatenate([[0], np.cumsum([_rounded(size) for size in sizes])])
-        slab = array.empty(int(starts[-1]), array.uint8)
+        slab = cupy().empty(int(starts[-1]), np.uint8)
+        outputs = (slab.data.ptr + starts[:-1]).astype(np.uint64)
+        right = self.decompress_at(*_places(chunks), outputs, np.array(sizes, np.uint64))
+        return [
+            slab[int(start) : int(start) + size] if here else None
+            for start, size, here in zip(starts, sizes, right, strict=False)
+        ]
+
+    def decompress_at(
+        self,
+        addresses: NDArray[np.uint64],
+        lengths: NDArray[np.uint64],
+        outputs: NDArray[np.uint64],
+        sizes: NDArray[np.uint64],
+    ) -> NDArray[np.bool_]:
+        """Decode what lies at addresses of the current device, which `aligned` gave.
+
+        Parameters
+        ----------
+        addresses, lengths : array of uint64
+            Where each begins, and its bytes.
+        outputs, sizes : array of uint64
+            Where it is decoded to, at a multiple of 256, and how many bytes it is to give.
+
+        Returns
+        -------
+        array of bool
+            Whether each decoded to as many bytes.
+        """
+        array = cupy()
+        count, options, scratch = len(sizes), Options(), ctypes.c_size_t()
+        self._call(
+            *("DecompressGetTempSize", count, int(sizes.max())),
+            *(options, ctypes.byref(scratch), int(sizes.sum()), _stream()),
+        )
         temporary = array.empty(scratch.value, array.uint8)
         decoded, statuses = array.empty(count, np.uint64), array.empty(count, np.int32)
-        addresses = [chunk.data.ptr for chunk in chunks]
-        lengths = [chunk.nbytes for chunk in chunks]
-        columns = [addresses, lengths, room, slab.data.ptr + starts[:-1]]
-        table = array.asarray(np.stack([np.array(column, np.uint64) for column in columns]))
+        table = array.asarray(np.stack([addresses, lengths, sizes, outputs]))
         self._call(
             "DecompressAsync",
             *(table[0].data.ptr, table[1].data.ptr, table[2].data.ptr, decoded.data.ptr, count),
             *(temporary.data.ptr, scratch.value, table[3].data.ptr, options),
             *(statuses.data.ptr, _stream()),
         )
-        right = (decoded.get() == room) & (statuses.get() == _SUCCESS)
-        return [
-            slab[int(start) : int(start) + size] if here else None
-            for start, size, here in zip(starts, sizes, right, strict=False)
-        ]
+        right: NDArray[np.bool_] = (decoded.get() == sizes) & (statuses.get() == _SUCCESS)
+        return right
 
     def decoded_sizes(self, chunks: Sequence[Any]) -> NDArray[np.uint64]:
         """Return the bytes that chunks say they decode to, where the format says so."""
         array = cupy()
-        options = self._options(0)
-        chunks = self._aligned(chunks, self._alignments("Decompress", options).input)
-        columns = [[chunk.data.ptr for chunk in chunks], [chunk.nbytes for chunk in chunks]]
-        table = array.asarray(np.array(columns, np.uint64))
+        chunks = self.aligned("Decompress", chunks)
+        table = array.asarray(np.stack(_places(chunks)))
         found = array.empty(len(chunks), np.uint64)
         self._call(
             "GetDecompressSizeAsync",
@@ -218,16 +276,16 @@ class Codec:
         sizes: NDArray[np.uint64] = found.get()
         return sizes
 
-    def _alignments(self, way: str, options: Options) -> Alignments:
+    def aligned(self, way: Literal["Compress", "Decompress"], chunks: Sequence[Any]) -> list[Any]:
+        """Return chunks, those copied that do not begin where nvCOMP asks for."""
+        alignment = self._alignments(way).input
+        return [chunk if chunk.data.ptr % alignment == 0 else chunk.copy() for chunk in chunks]
+
+    def _alignments(self, way: str) -> Alignments:
         found = Alignments()
+        options = Options(self.algorithm.options) if way == "Compress" else Options()
         self._call(f"{way}GetRequiredAlignments", options, ctypes.byref(found))
         return found
-
-    def _options(self, level: int) -> Options:
-        return Options((level,))
-
-    def _aligned(self, chunks: Sequence[Any], alignment: int) -> list[Any]:
-        return [chunk if chunk.data.ptr % alignment == 0 else chunk.copy() for chunk in chunks]
 
     def _call(self, name: str, *arguments: Any) -> None:
         function = getattr(library(), f"nvcompBatched{self.algorithm.name}{name}")
@@ -246,6 +304,14 @@ class Codec:
                 f"nvCOMP could not {what} chunk {wrong[0]} of a batch with {self.algorithm.name}: "
                 f"status {statuses[wrong[0]]}; without cas_zarr.gpu.enabled the CPU does it"
             )
+
+
+def _places(chunks: Sequence[Any]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return where chunks begin, and their bytes."""
+    return (
+        np.array([chunk.data.ptr for chunk in chunks], np.uint64),
+        np.array([chunk.nbytes for chunk in chunks], np.uint64),
+    )
 
 
 def _stream() -> int:
