@@ -95,8 +95,8 @@ def stages(folder: Path, size: int) -> Iterator[Figure]:
     """Take the writing of one batch of 1 MiB chunks apart."""
     import cupy
 
-    from cas_zarr.gpu.batches import pinned
     from cas_zarr.gpu.hashing import digest_many
+    from cas_zarr.gpu.memory import pinned
     from cas_zarr.gpu.nvcomp import LZ4, ZSTD, Codec
 
     total = min(size, 64 * MIB)

@@ -18,6 +18,7 @@
     ├── ConflictError               another writer was here first and the changes overlap
     ├── StorageError (OSError)      the disk, or whatever holds the blocks, failed
     │   └── RemoteError             a server did not answer, or not with what was asked for
+    ├── DeviceMemoryError (MemoryError)  the memory of a GPU does not suffice
     └── MissingDependencyError (ImportError)  an optional part is not installed
 
 Messages say what, which, where, and the remedy, in lower case, with CIDs in full.
@@ -33,6 +34,7 @@ __all__ = [
     "CasZarrError",
     "ConflictError",
     "CorruptBlockError",
+    "DeviceMemoryError",
     "FormatError",
     "InvalidArgumentError",
     "InvalidCIDError",
@@ -146,6 +148,10 @@ class RemoteError(StorageError):
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class DeviceMemoryError(CasZarrError, MemoryError):
+    """The memory of a GPU does not suffice for the smallest batch."""
 
 
 class MissingDependencyError(CasZarrError, ImportError):

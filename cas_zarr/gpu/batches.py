@@ -9,20 +9,26 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cas_zarr.blocks.base import MAX_BLOCK_SIZE, BlockStore
 from cas_zarr.cid import DIGEST_SIZE, RAW, CidBytes, HashFunction, format_cid, hash_of, make_cid
 from cas_zarr.codecs.unixfs import LEAF_SIZE, build_file
-from cas_zarr.errors import BlockNotFoundError, CorruptBlockError, FormatError, LimitError
+from cas_zarr.errors import (
+    BlockNotFoundError,
+    CorruptBlockError,
+    DeviceMemoryError,
+    FormatError,
+    LimitError,
+)
 from cas_zarr.gpu.hashing import digest_many, digest_slab, prefers_device
 from cas_zarr.gpu.kernels import cupy
+from cas_zarr.gpu.memory import halving, pinned
 from cas_zarr.parallel import map_ordered
 from cas_zarr.tree.node import Value
 from cas_zarr.tree.shards import TreeReader
 from cas_zarr.tree.values import MAX_VALUE_SIZE, FilePiece, file_pieces, is_file
 
-__all__ = ["Batch", "Carried", "load", "pinned"]
+__all__ = ["Batch", "Carried", "load"]
 
 _ALIGNED = 256
 
@@ -88,15 +94,10 @@ class Batch:
             for value, parts in zip(self._values, cuts, strict=True)
             for start, stop in parts
         ]
-        sizes = [leaf.nbytes for leaf in leaves]
         with self._values[0].device:
-            if prefers_device(function, sizes):
-                addresses = [leaf.data.ptr for leaf in leaves]
-                digests = [
-                    digest.tobytes() for digest in digest_many(addresses, sizes, function).get()
-                ]
-                copied: list[memoryview] = []
-            else:
+            copied: list[memoryview] = []
+            digests = _digests(leaves, function)
+            if digests is None:
                 copied = _to_host(leaves)
                 digests = map_ordered(function.digest, copied)
             cids = [make_cid(RAW, function, digest) for digest in digests]
@@ -134,13 +135,20 @@ def load(reader: TreeReader, values: Sequence[Value]) -> list[Any]:
 
     Their blocks are read into one slab, which is copied as a whole and hashed there. A block that
     is not what its CID says is read again by way of the host, where it is replaced by a sound copy
-    or refused.
+    or refused. Where the device has no memory for the slab there are several.
 
     Raises
     ------
     CorruptBlockError, BlockNotFoundError, FormatError, LimitError
         As for `cas_zarr.tree.values.read_value`.
+    DeviceMemoryError
+        If one value does not fit.
     """
+    return halving(lambda some: _load(reader, some), values)
+
+
+def _load(reader: TreeReader, values: Sequence[Value]) -> list[Any]:
+    """Return values on the current device, in one slab, verified."""
     array = cupy()
     starts, end = [], 0
     pieces: list[FilePiece] = []
@@ -157,6 +165,7 @@ def load(reader: TreeReader, values: Sequence[Value]) -> list[Any]:
             )
         pieces += [FilePiece(end + each.offset, each.size, each.cid, each.data) for each in found]
         end += -(-value.size // _ALIGNED) * _ALIGNED
+    slab = array.empty(end, array.uint8)  # nothing is read for one that cannot be had
     host = pinned(end)
     view = memoryview(host)
     by_function: dict[HashFunction, list[FilePiece]] = {}
@@ -183,18 +192,23 @@ def load(reader: TreeReader, values: Sequence[Value]) -> list[Any]:
         return True
 
     verified = map_ordered(read, pieces)
-    slab = array.empty(end, array.uint8)
     slab.set(host)
     doubtful = [piece for piece, sound in zip(pieces, verified, strict=True) if not sound]
+    sound_copies = []
     for function in by_function:
         found = [piece for piece in doubtful if hash_of(piece.cid) is function]
         offsets, sizes = [piece.offset for piece in found], [piece.size for piece in found]
-        digests = digest_slab(slab, offsets, sizes, function).get()
+        try:
+            digests = _rows(digest_slab(slab, offsets, sizes, function))
+        except DeviceMemoryError:
+            held = [view[piece.offset : piece.offset + piece.size] for piece in found]
+            digests = map_ordered(function.digest, held)
         for piece, digest in zip(found, digests, strict=True):
-            if digest.tobytes() != piece.cid[-DIGEST_SIZE:]:
+            if digest != piece.cid[-DIGEST_SIZE:]:
                 again = np.empty(piece.size, np.uint8)
                 reader.blocks.read_into(piece.cid, memoryview(again))
                 slab[piece.offset : piece.offset + piece.size].set(again)
+                sound_copies.append(again)
     array.cuda.get_current_stream().synchronize()  # the memory of the host goes now
     return [slab[start : start + value.size] for start, value in zip(starts, values, strict=True)]
 
@@ -206,17 +220,25 @@ def _check_size(value: Value) -> None:
         raise LimitError(f"value {format_cid(value.cid)} claims {value.size} bytes; at most {most}")
 
 
-def pinned(size: int) -> NDArray[np.uint8]:
-    """Return memory of the host that a device reads and writes at the full rate of the bus."""
-    if not size:
-        return np.empty(0, np.uint8)
-    memory = cupy().cuda.alloc_pinned_memory(size)
-    return np.frombuffer(memory, np.uint8, size)
-
-
 def _cuts(size: int) -> list[tuple[int, int]]:
     """Return where the leaves of a value begin and end."""
     return [(at, min(at + LEAF_SIZE, size)) for at in range(0, max(size, 1), LEAF_SIZE)]
+
+
+def _digests(leaves: Sequence[Any], function: HashFunction) -> list[bytes] | None:
+    """Return the digests of memory of the current device, or None where the host is to hash it."""
+    sizes = [leaf.nbytes for leaf in leaves]
+    if not prefers_device(function, sizes):
+        return None
+    try:
+        return _rows(digest_many([leaf.data.ptr for leaf in leaves], sizes, function))
+    except DeviceMemoryError:  # the host needs none of the device's
+        return None
+
+
+def _rows(digests: Any) -> list[bytes]:
+    """Return what a device found, once it has."""
+    return [digest.tobytes() for digest in digests.get()]
 
 
 def _to_host(leaves: Sequence[Any]) -> list[memoryview]:

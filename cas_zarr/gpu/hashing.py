@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cas_zarr.cid import BLAKE3, DIGEST_SIZE, SHA256, HashFunction
 from cas_zarr.errors import InvalidArgumentError
 from cas_zarr.gpu.kernels import cupy, loaded
+from cas_zarr.gpu.memory import halving
 from cas_zarr.parallel import WORKERS
 
 __all__ = ["Launch", "Plan", "digest_many", "digest_slab", "make_plan", "prefers_device"]
@@ -175,17 +176,31 @@ def digest_many(
         See `make_plan`.
     MissingDependencyError
         If CuPy is not installed.
+    DeviceMemoryError
+        If there is not even memory to hash one blob after the other.
     """
-    plan = make_plan(addresses, sizes, function)
+    whole = make_plan(addresses, sizes, function)
     array = cupy()
-    with stream or array.cuda.get_current_stream():
-        digests = array.empty((plan.blobs, DIGEST_SIZE), array.uint8)
+
+    def hash_rows(rows: Sequence[int]) -> Sequence[int]:
+        part = slice(rows[0], rows[-1] + 1)
+        plan = whole
+        if len(rows) < whole.blobs:
+            plan = make_plan(addresses[part], sizes[part], function)
         table = array.asarray(plan.table)
         scratch = array.empty(plan.scratch, array.uint8)
         kernels = loaded(function)
-        for launch in plan.launches(table.data.ptr, scratch.data.ptr, digests.data.ptr):
+        found = digests.data.ptr + DIGEST_SIZE * rows[0]
+        for launch in plan.launches(table.data.ptr, scratch.data.ptr, found):
             arguments = tuple(map(np.uint64, launch.arguments))
             kernels[launch.kernel]((launch.blocks,), (launch.threads,), arguments)
+        return rows
+
+    with stream or array.cuda.get_current_stream():
+        shape = whole.blobs, DIGEST_SIZE
+        (digests,) = halving(lambda shapes: [array.empty(*shapes, array.uint8)], [shape])
+        if whole.blobs:
+            halving(hash_rows, range(whole.blobs))
     return digests
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpu.fakecupy import Fake, FakeCupy, FakeNvcomp
 from gpu.hostkernels import HostCupy, HostKernels, build
 from ipfs.programs import MissingProgramError, brought
+from zarr.core.buffer import gpu as zarr_gpu
 
 from cas_zarr.cid import BLAKE3, SHA256, HashFunction
-from cas_zarr.gpu import kernels
+from cas_zarr.gpu import hashing, kernels, nvcomp
 from cas_zarr.gpu.kernels import source
 
 
@@ -71,6 +73,30 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setitem(sys.modules, "cupy", host_cupy)
     kernels.loaded.cache_clear()
     yield host_cupy
+    kernels.loaded.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def fake_cupy(compiler: Path, tmp_path_factory: pytest.TempPathFactory) -> FakeCupy:
+    """Return the stand-in for CuPy, which compiles its kernels once."""
+    return FakeCupy(compiler, tmp_path_factory.mktemp("fakecupy"))
+
+
+@pytest.fixture
+def fake(fake_cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    """Return a device, in the place of the one that there is not; the smallest batch is for it."""
+    library = FakeNvcomp()
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
+    monkeypatch.setattr(zarr_gpu, "cp", fake_cupy)
+    monkeypatch.setattr(nvcomp, "library", lambda: library)
+    monkeypatch.setattr(hashing, "_BLAKE3_BYTES", 0)
+    monkeypatch.setattr(hashing, "_SHA256_BLOBS_A_CORE", 0)
+    kernels.loaded.cache_clear()
+    fake_cupy.devices = 1
+    fake_cupy.bus.clear()
+    fake_cupy.memory.clear()
+    fake_cupy.pinned.most = 1 << 40
+    yield Fake(fake_cupy, library)
     kernels.loaded.cache_clear()
 
 

@@ -10,25 +10,73 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from gpu import encoders
 from gpu.hostkernels import HostArray, HostCupy, HostStream, aligned
-from numcodecs import LZ4, GZip, Zstd
 from numpy.typing import NDArray
 
-__all__ = ["DeviceArray", "FakeCupy", "FakeNvcomp"]
+__all__ = ["DeviceArray", "Fake", "FakeCupy", "FakeNvcomp"]
 
 
 class OutOfMemoryError(MemoryError):
     """No memory is left on the device."""
 
+    def __init__(self, size: int, total: int) -> None:
+        super().__init__(f"Out of memory allocating {size:,} bytes (allocated so far: {total:,}).")
+
 
 class CUDARuntimeError(RuntimeError):
     """What a device refuses."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+
+class Memory:
+    """What is allocated on a device, and how much there can be, in bytes."""
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Be a device of 80 GiB."""
+        self.capacity = self.largest = 80 << 30
+
+    def check(self, size: int) -> None:
+        """Refuse what there is no memory for."""
+        if size > min(self.largest, self.capacity - self.held):
+            raise OutOfMemoryError(size, self.held)
+
+    def take(self, owner: Any, size: int) -> None:
+        """Count memory until its owner goes."""
+        self.held += size
+        weakref.finalize(owner, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.held -= size
+
+
+MEMORY = Memory()
+
+
+class PinnedMemory:
+    """What the host can pin, in bytes at once."""
+
+    most = 1 << 40
+
+    def alloc(self, size: int) -> Any:
+        """Return memory that is pinned, as one buffer."""
+        if size > self.most:
+            raise CUDARuntimeError(2)
+        return memoryview(bytearray(size))
 
 
 class Bus:
@@ -88,9 +136,11 @@ def on_device(array: Any) -> DeviceArray:
     if isinstance(array, DeviceArray):
         return array
     array = np.asarray(array)
+    MEMORY.check(array.nbytes)
     BUS.up += array.nbytes
     copied = aligned(array.nbytes).view(array.dtype).reshape(array.shape)
     copied[...] = array
+    MEMORY.take(copied.base, array.nbytes)
     return copied.view(DeviceArray)
 
 
@@ -110,14 +160,17 @@ class FakeCupy(HostCupy):
         super().__init__(*arguments)
         self.bus = BUS
         self.devices = 1
-        self.limit: int | None = None
+        self.memory, self.pinned = MEMORY, PinnedMemory()
         self.cuda = SimpleNamespace(
             Stream=FakeStream,
             get_current_stream=FakeStream.current,
-            alloc_pinned_memory=bytearray,
+            Device=Device,
+            alloc_pinned_memory=self.pinned.alloc,
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             runtime=SimpleNamespace(
-                CUDARuntimeError=CUDARuntimeError, getDeviceCount=lambda: self.devices
+                CUDARuntimeError=CUDARuntimeError,
+                getDeviceCount=lambda: self.devices,
+                memGetInfo=lambda: (MEMORY.capacity - MEMORY.held, MEMORY.capacity),
             ),
         )
 
@@ -126,13 +179,19 @@ class FakeCupy(HostCupy):
         shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
         dtype = np.dtype(dtype)
         size = int(np.prod(shape)) * dtype.itemsize
-        if self.limit is not None and size > self.limit:
-            raise OutOfMemoryError(f"{size} bytes")
+        MEMORY.check(size)
         memory = np.empty(size + 256, np.uint8)
+        MEMORY.take(memory, size)
         memory[:] = 0xA5
         skip = -memory.ctypes.data % 256
         made = memory[skip : skip + size].view(dtype).reshape(shape, order=order)
         return made.view(DeviceArray)
+
+    def zeros(self, shape: Any, dtype: Any = float) -> DeviceArray:
+        """Return memory of the device, filled with zeros."""
+        made = self.empty(shape, dtype)
+        made.fill(0)
+        return made
 
     asarray = asanyarray = staticmethod(on_device)
 
@@ -157,9 +216,10 @@ class FakeCupy(HostCupy):
         return array.get() if isinstance(array, DeviceArray) else np.asarray(array)
 
 
-_FUNCTION = re.compile(r"nvcompBatched(Zstd|LZ4|Gzip)(.*)")
-_CODECS = {"Zstd": Zstd(level=1), "LZ4": LZ4(), "Gzip": GZip(level=1)}
-_HEAD = {"Zstd": 0, "LZ4": 4, "Gzip": 0}
+_FUNCTION = re.compile(
+    r"nvcompBatched(Zstd|LZ4|Gzip|Deflate|Bitcomp|ANS|Gdeflate|Cascaded)"
+    r"((?:Compress|Decompress|GetDecompressSize).*)"
+)
 
 
 class FakeNvcomp:
@@ -187,9 +247,10 @@ class FakeNvcomp:
 
         return call
 
-    def _CompressGetRequiredAlignments(self, _: str, options: Any, out: Any) -> None:
+    def _CompressGetRequiredAlignments(self, algorithm: str, options: Any, out: Any) -> None:
         assert ctypes.sizeof(options) == 64
-        out._obj.input, out._obj.output, out._obj.temp = 8, 8, 8
+        largest = 16 if algorithm == "ANS" else 8
+        out._obj.input, out._obj.output, out._obj.temp = largest, largest, 8
 
     _DecompressGetRequiredAlignments = _CompressGetRequiredAlignments
 
@@ -213,17 +274,17 @@ class FakeNvcomp:
         _scratch_size: int,
         outputs: int,
         encoded: int,
-        _options: Any,
+        options: Any,
         statuses: int,
         _stream: int,
     ) -> None:
+        grain = 16 if algorithm == "ANS" else 8
         for row, (begin, size, target) in enumerate(
             zip(*(words(each, count).tolist() for each in (inputs, sizes, outputs)), strict=True)
         ):
             assert size <= largest
-            assert begin % 8 == target % 8 == 0
-            made = bytes(_CODECS[algorithm].encode(ctypes.string_at(begin, size)))
-            made = made[_HEAD[algorithm] :]
+            assert begin % grain == target % grain == 0
+            made = encoders.encode(algorithm, ctypes.string_at(begin, size), options.words)
             ctypes.memmove(target, made, len(made))
             words(encoded, count)[row] = len(made)
             flags(statuses, count)[row] = 0
@@ -235,9 +296,7 @@ class FakeNvcomp:
             zip(words(inputs, count).tolist(), words(sizes, count).tolist(), strict=True)
         ):
             data = ctypes.string_at(begin, size)
-            words(found, count)[row] = (
-                int.from_bytes(data[-4:], "little") if algorithm == "Gzip" else frame_size(data)
-            )
+            words(found, count)[row] = encoders.decoded_size(algorithm, data)
 
     def _DecompressAsync(
         self,
@@ -260,23 +319,19 @@ class FakeNvcomp:
                 strict=True,
             )
         ):
-            data = ctypes.string_at(begin, size)
-            if algorithm == "LZ4":
-                data = int(space).to_bytes(4, "little") + data
-            made = bytes(_CODECS[algorithm].decode(data))[:space]
+            made = encoders.decode(algorithm, ctypes.string_at(begin, size), space)
             ctypes.memmove(target, made, len(made))
             words(decoded, count)[row] = len(made)
             flags(statuses, count)[row] = 0
             self.decoded += 1
 
 
-def frame_size(data: bytes) -> int:
-    """Return the content size in the header of a frame of Zstandard; 0 if it is not there."""
-    descriptor = data[4]
-    single, code = descriptor >> 5 & 1, descriptor >> 6
-    width = (single, 2, 4, 8)[code]
-    start = 5 + (not single) + (0, 1, 2, 4)[descriptor & 3]
-    return int.from_bytes(data[start : start + width], "little") + (256 if width == 2 else 0)
+class Fake:
+    """The device, and the library that encodes on it."""
+
+    def __init__(self, cupy: FakeCupy, library: FakeNvcomp) -> None:
+        self.cupy, self.library = cupy, library
+        self.bus, self.memory, self.pinned = cupy.bus, cupy.memory, cupy.pinned
 
 
 def words(address: int, count: int) -> NDArray[np.uint64]:

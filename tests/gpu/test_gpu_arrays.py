@@ -6,19 +6,16 @@ The device is a stand-in (see fakecupy.py); all of the package runs as it does w
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import zarr
 import zarr.core.buffer.core
-from gpu.fakecupy import DeviceArray, FakeCupy, FakeNvcomp, on_device
+from gpu.arrays import CHUNK, CODECS, SIDE, create, encoded_size, field
+from gpu.fakecupy import DeviceArray, Fake, on_device
 from numcodecs import GZip, Zstd
-from zarr.codecs import GzipCodec, ZstdCodec
-from zarr.core.buffer import gpu as zarr_gpu
 
 from cas_zarr import CASStore, gpu
 from cas_zarr.errors import (
@@ -27,67 +24,9 @@ from cas_zarr.errors import (
     LimitError,
     MissingDependencyError,
 )
-from cas_zarr.gpu import hashing, kernels, nvcomp
 from cas_zarr.gpu.buffers import carry
 
 LZ4 = pytest.importorskip("zarr.codecs.numcodecs").LZ4  # of zarr 3.1.3 and later
-
-SIDE = 256
-CHUNK = (64, 64)  # of float32: 16 KiB
-CODECS = {
-    "zstd": [ZstdCodec(level=0, checksum=False)],
-    "zstd with checksums": [ZstdCodec(level=0, checksum=True)],
-    "gzip": [GzipCodec(level=1)],
-    "none": [],
-}
-
-
-class Fake:
-    """The device, and the library that encodes on it."""
-
-    def __init__(self, cupy: FakeCupy, library: FakeNvcomp) -> None:
-        self.cupy, self.library = cupy, library
-        self.bus = cupy.bus
-
-
-@pytest.fixture(scope="session")
-def fake_cupy(compiler: Path, tmp_path_factory: pytest.TempPathFactory) -> FakeCupy:
-    """Return the stand-in for CuPy, which compiles its kernels once."""
-    return FakeCupy(compiler, tmp_path_factory.mktemp("fakecupy"))
-
-
-@pytest.fixture
-def fake(fake_cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
-    """Return a device, in the place of the one that there is not; the smallest batch is for it."""
-    library = FakeNvcomp()
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
-    monkeypatch.setattr(zarr_gpu, "cp", fake_cupy)
-    monkeypatch.setattr(nvcomp, "library", lambda: library)
-    monkeypatch.setattr(hashing, "_BLAKE3_BYTES", 0)
-    monkeypatch.setattr(hashing, "_SHA256_BLOBS_A_CORE", 0)
-    kernels.loaded.cache_clear()
-    fake_cupy.limit, fake_cupy.devices = None, 1
-    fake_cupy.bus.clear()
-    yield Fake(fake_cupy, library)
-    kernels.loaded.cache_clear()
-
-
-def field(shape: tuple[int, ...] = (SIDE, SIDE), seed: int = 0) -> Any:
-    """Return numbers that can be compressed somewhat."""
-    random = np.random.default_rng(seed)
-    return np.round(random.normal(size=shape).cumsum(axis=-1), 1).astype("float32")
-
-
-def create(store: CASStore, codecs: Any, shape: Any = (SIDE, SIDE), chunks: Any = CHUNK) -> Any:
-    return zarr.create_array(
-        store, shape=shape, chunks=chunks, dtype="float32", compressors=codecs, overwrite=True
-    )
-
-
-def encoded_size(store: CASStore) -> int:
-    """Return the bytes of all chunks."""
-    mapping = store._tree.mapping
-    return sum(mapping.size_of(key) or 0 for key in mapping.list_keys("c/"))
 
 
 @pytest.mark.parametrize("hash", ["blake3", "sha2-256"])
@@ -288,13 +227,9 @@ def test_a_batch_is_halved_while_memory_does_not_suffice(fake: Fake, tmp_path: P
     with gpu.enabled():
         array = create(store, CODECS["zstd"], data.shape)
         given = on_device(data)
-        fake.cupy.limit = 40_000  # two chunks of 16 KiB
+        fake.cupy.memory.largest = 40_000  # two chunks of 16 KiB
         array[:] = given
         assert sum(name.endswith("ZstdCompressAsync") for name in fake.library.calls) == 4
-        fake.cupy.limit = 1000
-        with pytest.raises(MemoryError):
-            array[:] = given + 1
-        fake.cupy.limit = None
     np.testing.assert_array_equal(zarr.open_array(store, mode="r")[:], data)
 
 
