@@ -23,7 +23,18 @@ from numpy.typing import NDArray
 from cas_zarr.errors import CasZarrError, MissingDependencyError
 from cas_zarr.gpu.kernels import cupy
 
-__all__ = ["GZIP", "LZ4", "MAJOR", "ZSTD", "Algorithm", "Codec", "Options", "Slots", "library"]
+__all__ = [
+    "GZIP",
+    "LZ4",
+    "MAJOR",
+    "ZSTD",
+    "Algorithm",
+    "Codec",
+    "Options",
+    "Slots",
+    "find_library",
+    "library",
+]
 
 MAJOR: Final = 6
 """The major version of the library, whose functions these are."""
@@ -78,22 +89,27 @@ def library() -> Any:
     MissingDependencyError
         If it is not installed, or is of another major version.
     """
-    found = find_spec("nvidia") and find_spec("nvidia.libnvcomp")
-    folders = [] if not found else list(found.submodule_search_locations or ())
-    for folder in folders:
-        path = Path(folder) / "lib64" / f"libnvcomp.so.{MAJOR}"
-        if path.exists():
-            try:
-                return ctypes.CDLL(str(path))
-            except OSError as error:
-                raise MissingDependencyError(
-                    f"nvCOMP is installed and does not load ({error}); install cas_zarr[gpu-cu12] "
-                    "or cas_zarr[gpu-cu13], whichever the driver supports"
-                ) from None
+    path = find_library(f"libnvcomp.so.{MAJOR}")
+    if path is not None:
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError as error:
+            raise MissingDependencyError(
+                f"nvCOMP is installed and does not load ({error}); install cas_zarr[gpu-cu12] "
+                "or cas_zarr[gpu-cu13], whichever the driver supports"
+            ) from None
     raise MissingDependencyError(
         f"compressing on a GPU needs nvCOMP {MAJOR}, and {_installed()} is installed; install "
         "cas_zarr[gpu-cu12] or cas_zarr[gpu-cu13], whichever the driver supports"
     )
+
+
+def find_library(name: str) -> Path | None:
+    """Return where a library of the wheel lies, if it is installed."""
+    found = find_spec("nvidia") and find_spec("nvidia.libnvcomp")
+    folders = [] if not found else list(found.submodule_search_locations or ())
+    paths = [Path(folder) / "lib64" / name for folder in folders]
+    return next((path for path in paths if path.exists()), None)
 
 
 def _installed() -> str:
