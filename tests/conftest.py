@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
+import shutil
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
@@ -30,6 +33,29 @@ from cas_zarr.cid import (
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("dev", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+MEMORY = Path("/dev/shm")
+ENOUGH = 4 << 30  # bytes
+
+
+def _keep_folders_in_memory() -> None:
+    """Let temporary folders lie in memory: nearly all that a flush costs there is its fsync.
+
+    `TMPDIR` names another place, a disk say. No test asks what a disk keeps when its power fails:
+    such deaths are simulated, call by call.
+    """
+    roomy = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ENOUGH
+    if roomy and "TMPDIR" not in os.environ:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)  # of children, and of this process
+
+
+_keep_folders_in_memory()
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every collection of garbage: else each looks at all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
