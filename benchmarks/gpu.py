@@ -1,10 +1,11 @@
 """Measure the GPU path: `python -m benchmarks.gpu`, on a machine that has one.
 
 `hash` hashes batches of many sizes where they lie; `stages` takes the writing of a batch apart
-(encode, hash, copy to the host, pageable and pinned, and all of it); `write` writes an array of
-CuPy beside the same array of NumPy on all cores, with batches of 1 to 256 chunks, chunks of 64 KiB
-to 16 MiB, and 0, 50 and 90 % of chunks that are there already; `read` reads it back. The data are
-fields of air temperature, refined, with the last digits of a measurement: zeros would tell nothing.
+(encode, hash, copy to the host, pageable and pinned, gathered and one by one, and all of it);
+`write` writes an array of CuPy beside the same array of NumPy on all cores, with batches of 1 to
+256 chunks, chunks of 64 KiB to 16 MiB, and 0, 50 and 90 % of chunks that are there already; `read`
+reads it back. The data are fields of air temperature, refined, with the last digits of a
+measurement: zeros would tell nothing.
 Without a device it says what is missing.
 """
 
@@ -95,6 +96,7 @@ def stages(folder: Path, size: int) -> Iterator[Figure]:
     """Take the writing of one batch of 1 MiB chunks apart."""
     import cupy
 
+    from cas_zarr.gpu.gather import to_host
     from cas_zarr.gpu.hashing import digest_many
     from cas_zarr.gpu.memory import pinned
     from cas_zarr.gpu.nvcomp import LZ4, ZSTD, Codec
@@ -122,6 +124,12 @@ def stages(folder: Path, size: int) -> Iterator[Figure]:
                 lambda n=numbers, a=name: _write(folder / f"{a}{next(n)}", field, MIB, a)
             )
         yield Figure(what + "all, with a commit", whole, "s")
+    for blob, many in ((4 << 10, 256), (64 << 10, 64), (256 << 10, 64), (MIB, 64)):
+        parts = [field[at : at + blob] for at in range(0, min(many * blob, total), blob)]
+        what = f"{len(parts)} blobs of {blob >> 10} KiB to the host: "
+        for how, gathered in (("gathered", True), ("one by one", False)):
+            took = _timed(lambda p=parts, g=gathered: to_host(p, gathered=g))
+            yield Figure(what + how, took, "s")
 
 
 def writes(folder: Path, size: int) -> Iterator[Figure]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from cas_zarr.errors import (
     FormatError,
     LimitError,
 )
+from cas_zarr.gpu.gather import to_host
 from cas_zarr.gpu.hashing import digest_many, digest_slab, prefers_device
 from cas_zarr.gpu.kernels import cupy
 from cas_zarr.gpu.memory import halving, pinned
@@ -98,7 +98,7 @@ class Batch:
             copied: list[memoryview] = []
             digests = _digests(leaves, function)
             if digests is None:
-                copied = _to_host(leaves)
+                copied = to_host(leaves)
                 digests = map_ordered(function.digest, copied)
             cids = [make_cid(RAW, function, digest) for digest in digests]
             first = {cid: row for row, cid in reversed(list(enumerate(cids)))}
@@ -106,7 +106,7 @@ class Batch:
             held = blocks.has_many(unique)
             rows = [first[cid] for cid, here in zip(unique, held, strict=True) if not here]
             new = (
-                [copied[row] for row in rows] if copied else _to_host([leaves[row] for row in rows])
+                [copied[row] for row in rows] if copied else to_host([leaves[row] for row in rows])
             )
         each = iter(cids)
         return _Settled(
@@ -239,15 +239,3 @@ def _digests(leaves: Sequence[Any], function: HashFunction) -> list[bytes] | Non
 def _rows(digests: Any) -> list[bytes]:
     """Return what a device found, once it has."""
     return [digest.tobytes() for digest in digests.get()]
-
-
-def _to_host(leaves: Sequence[Any]) -> list[memoryview]:
-    """Copy memory of the current device into one slab of the host, and wait for it."""
-    ends = np.cumsum([0, *(leaf.nbytes for leaf in leaves)]).tolist()
-    host = pinned(ends[-1])
-    for leaf, start, stop in zip(leaves, ends[:-1], ends[1:], strict=True):
-        if stop > start:
-            leaf.get(out=host[start:stop], blocking=False)
-    cupy().cuda.get_current_stream().synchronize()
-    view = memoryview(host)
-    return [view[start:stop] for start, stop in pairwise(ends)]

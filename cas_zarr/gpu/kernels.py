@@ -11,37 +11,42 @@ from cas_zarr.errors import InvalidArgumentError, MissingDependencyError
 
 __all__ = ["NAMES", "OPTIONS", "cupy", "loaded", "source"]
 
-NAMES = {
+NAMES: dict[int | str, tuple[str, ...]] = {
     BLAKE3.code: ("blake3_leaves", "blake3_parents"),
     SHA256.code: ("sha256_blobs",),
+    "gather": ("gather",),
 }
-"""The kernels of each hash function, by its multihash code."""
+"""The kernels of each hash function, by its multihash code, and of other sources, by name."""
 
 OPTIONS = ("--std=c++14",)
 """What the sources ask of the compiler; CuPy adds the architecture of the device."""
 
-_FILES = {BLAKE3.code: "blake3.cu", SHA256.code: "sha256.cu"}
+_FILES = {BLAKE3.code: "blake3", SHA256.code: "sha256"}
 
 
-def source(function: HashFunction) -> str:
-    """Return the CUDA C++ of a hash function, whole: it includes nothing.
+def source(of: HashFunction | str) -> str:
+    """Return CUDA C++, whole: it includes nothing.
+
+    Parameters
+    ----------
+    of : HashFunction or str
+        A hash function, or the name of another source, one of `NAMES`.
 
     Raises
     ------
     InvalidArgumentError
         If there is no kernel for it.
     """
-    if function.code not in _FILES:
-        raise InvalidArgumentError(f"no kernel hashes with {function.name}; use blake3 or sha2-256")
+    if isinstance(of, HashFunction) and of.code not in _FILES:
+        raise InvalidArgumentError(f"no kernel hashes with {of.name}; use blake3 or sha2-256")
+    name = of if isinstance(of, str) else _FILES[of.code]
     folder = files("cas_zarr.gpu")
-    return "\n".join(
-        (folder / name).read_text("utf-8") for name in ("words.cuh", _FILES[function.code])
-    )
+    return "\n".join((folder / part).read_text("utf-8") for part in ("words.cuh", f"{name}.cu"))
 
 
 @cache
-def loaded(function: HashFunction) -> dict[str, Any]:
-    """Return the kernels of a hash function by name.
+def loaded(of: HashFunction | str) -> dict[str, Any]:
+    """Return the kernels of a source by name; see `source`.
 
     CuPy compiles each when it is first launched on a device, and keeps what it made for every
     device, and on disk for the next process.
@@ -51,8 +56,9 @@ def loaded(function: HashFunction) -> dict[str, Any]:
     MissingDependencyError
         If CuPy is not installed.
     """
-    module = cupy().RawModule(code=source(function), options=OPTIONS)
-    return {name: module.get_function(name) for name in NAMES[function.code]}
+    module = cupy().RawModule(code=source(of), options=OPTIONS)
+    names = NAMES[of if isinstance(of, str) else of.code]
+    return {name: module.get_function(name) for name in names}
 
 
 def cupy() -> Any:
@@ -67,7 +73,7 @@ def cupy() -> Any:
         import cupy
     except ImportError as error:
         raise MissingDependencyError(
-            "hashing on a GPU needs CuPy; install cas_zarr[gpu-cu12] or cas_zarr[gpu-cu13], "
+            "work on a GPU needs CuPy; install cas_zarr[gpu-cu12] or cas_zarr[gpu-cu13], "
             f"whichever the driver supports ({error})"
         ) from None
     return cupy

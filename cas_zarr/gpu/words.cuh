@@ -1,6 +1,6 @@
-// What both hash functions need: which blob a thread works on, and the bytes of a blob as words.
+// What the kernels need: which blob a thread works on, and the bytes of a blob as words.
 //
-// NVRTC compiles this in front of blake3.cu or sha256.cu, so there are no headers and nothing of a
+// NVRTC compiles this in front of blake3.cu, sha256.cu and the others, so there are no headers and nothing of a
 // standard library. Addresses are 64-bit integers: blobs may lie in many slabs, at any alignment.
 // Devices and their hosts are little-endian.
 

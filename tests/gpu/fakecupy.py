@@ -80,14 +80,14 @@ class PinnedMemory:
 
 
 class Bus:
-    """What was copied, in bytes."""
+    """What was copied, in bytes, and by how many copies to the host."""
 
     def __init__(self) -> None:
-        self.up = self.down = 0
+        self.clear()
 
     def clear(self) -> None:
         """Count anew."""
-        self.up = self.down = 0
+        self.up = self.down = self.downs = 0
 
 
 BUS = Bus()
@@ -114,6 +114,7 @@ class DeviceArray(HostArray):
         """Copy it to the host."""
         del stream, order, blocking
         BUS.down += self.nbytes
+        BUS.downs += 1
         if out is None:
             return np.array(self, subok=False)
         out[:] = np.asarray(self)

@@ -1,6 +1,6 @@
 """The kernels compiled for the host: the same sources, the same plans, no device.
 
-`python tests/gpu/hostkernels.py FUNCTION LIBRARY [OVERRUN]` hashes blobs that fill allocations to
+`python tests/gpu/hostkernels.py LIBRARY FUNCTION [OVERRUN]` hashes blobs that fill allocations to
 their last byte, or claims OVERRUN bytes more for one of them: for libraries that a sanitizer
 watches, in a child (see test_gpu_hashing.py).
 """
@@ -8,6 +8,7 @@ watches, in a child (see test_gpu_hashing.py).
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import subprocess
 import sys
@@ -34,6 +35,7 @@ __all__ = [
     "aligned",
     "build",
     "scattered",
+    "watched",
 ]
 
 Bytes = NDArray[np.uint8]
@@ -62,6 +64,37 @@ def build(compiler: Path, code: str, library: Path, *options: str) -> Path:
     command = [str(compiler), "-std=c++14", "-O2", "-shared", "-fPIC", *WARNINGS, *options]
     subprocess.run([*command, str(source), "-o", str(library)], check=True)
     return library
+
+
+def watched(
+    compiler: Path, code: str, folder: Path, script: str, *arguments: str
+) -> tuple[int, str]:
+    """Run a script in a child, on a library that sanitizers watch; return its status and output.
+
+    The script is given the path of the library, and the arguments.
+    """
+    options = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    library = build(compiler, code, folder / "libkernels.so", *options)
+    asan = subprocess.run(
+        [str(compiler), "-print-file-name=libasan.so"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    environment = os.environ | {
+        "LD_PRELOAD": asan,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONMALLOC": "malloc",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run(
+        [sys.executable, script, str(library), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
 
 
 def aligned(size: int) -> Bytes:
@@ -213,7 +246,7 @@ class HostCupy:
         return SimpleNamespace(get_function=get_function)
 
 
-def main(name: str, library: str, overrun: str = "0") -> None:
+def main(library: str, name: str, overrun: str = "0") -> None:
     """Hash blobs of all edges, each in an allocation that its words fill."""
     function = hash_by_name(name)
     random = np.random.default_rng(0)

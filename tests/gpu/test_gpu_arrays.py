@@ -25,6 +25,7 @@ from cas_zarr.errors import (
     MissingDependencyError,
 )
 from cas_zarr.gpu.buffers import carry
+from cas_zarr.gpu.gather import prefers_gathering
 
 LZ4 = pytest.importorskip("zarr.codecs.numcodecs").LZ4  # of zarr 3.1.3 and later
 
@@ -66,7 +67,9 @@ def test_only_missing_bytes_come_to_the_host(
         array[:] = on_device(data)
     sizes = [store._tree.mapping.size_of(f"c/{row}/0") or 0 for row in range(10)]
     digests, statuses = 10 * 32, 10 * 12 * (codec != "none")
-    assert fake.bus.down == sum(sizes[share // 10 :]) + digests + statuses
+    missing = sizes[share // 10 :]
+    rounding = 15 * len(missing) * prefers_gathering(missing)
+    assert 0 <= fake.bus.down - (sum(missing) + digests + statuses) <= rounding
     store.commit("after")
     np.testing.assert_array_equal(zarr.open_array(store, mode="r")[:], data)
 

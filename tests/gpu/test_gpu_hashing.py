@@ -6,8 +6,6 @@ The same cases run on a device where there is one.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +22,8 @@ from gpu.hostkernels import (
     HostStream,
     address_of,
     aligned,
-    build,
     scattered,
+    watched,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -200,28 +198,8 @@ def sanitized(
     compiler: Path, function: HashFunction, folder: Path, *arguments: str
 ) -> tuple[int, str]:
     """Hash in a child with a library that sanitizers watch; return its status and what it said."""
-    options = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    library = build(compiler, kernels.source(function), folder / "libkernels.so", *options)
-    asan = subprocess.run(
-        [str(compiler), "-print-file-name=libasan.so"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
-    environment = os.environ | {
-        "LD_PRELOAD": asan,
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "PYTHONMALLOC": "malloc",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    done = subprocess.run(
-        [sys.executable, hostkernels.__file__, function.name, str(library), *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
+    code, script = kernels.source(function), hostkernels.__file__
+    return watched(compiler, code, folder, script, function.name, *arguments)
 
 
 def test_no_word_is_touched_that_holds_nothing_of_a_blob(

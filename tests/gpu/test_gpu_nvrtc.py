@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from cas_zarr.cid import HashFunction
+from cas_zarr.cid import BLAKE3, SHA256, HashFunction
 from cas_zarr.gpu.kernels import NAMES, OPTIONS, source
 
 WHEELS = ["nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"]
+SOURCES = [BLAKE3, SHA256, *(name for name in NAMES if isinstance(name, str))]
 ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
 
 # 512 threads of a multiprocessor's 65 536 registers are enough to hide what a load takes.
@@ -88,15 +89,16 @@ def nvrtc(request: pytest.FixtureRequest) -> Nvrtc:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_nothing_spills(nvrtc: Nvrtc, function: HashFunction, architecture: int) -> None:
+@pytest.mark.parametrize("of", SOURCES, ids=lambda of: of if isinstance(of, str) else of.name)
+def test_nothing_spills(nvrtc: Nvrtc, of: HashFunction | str, architecture: int) -> None:
     if architecture not in nvrtc.architectures():
         pytest.skip(f"this NVRTC does not know sm_{architecture}")
-    compiled = nvrtc.compile(source(function), architecture)
+    compiled = nvrtc.compile(source(of), architecture)
     assert compiled.status == 0, compiled.log
     assert compiled.size > 0
     assert "warning" not in compiled.log, compiled.log
     names = re.findall(r"Compiling entry function '(\w+)'", compiled.log)
-    assert sorted(names) == sorted(NAMES[function.code])
+    assert sorted(names) == sorted(NAMES[of if isinstance(of, str) else of.code])
     frames = re.findall(
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", compiled.log
     )
