@@ -83,7 +83,8 @@ def import_netcdf(
     """Write a netCDF file into a session as a Zarr group.
 
     Afterwards the group at `path` holds exactly what the file holds; groups inside the file become
-    groups below it. The session is flushed after each GiB and at the end.
+    groups below it. What was written is made durable after each GiB, and shown to
+    others at the end; if it fails, `Session.discard` drops it.
 
     Parameters
     ----------
@@ -268,7 +269,7 @@ def _write(
                 if progress is not None:
                     progress(done, total)
                 if done - flushed >= _FLUSH_BYTES:
-                    store.flush()
+                    store.mapping.flush()  # shown to nobody yet
                     flushed = done
 
 

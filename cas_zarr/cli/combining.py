@@ -22,6 +22,7 @@ from cas_zarr.cli.options import (
     sign_option,
     signing_key,
     writable,
+    writing,
 )
 from cas_zarr.cli.output import cid_text, count, print_json, print_pairs, printable
 from cas_zarr.cli.sections import command
@@ -256,7 +257,7 @@ def cp_command(
     Both share every block. Like what `mv` and `attach` do, it shows in the branch, and `commit`
     makes it history.
     """
-    with writable(repository).session(branch) as session:
+    with writing(writable(repository), branch) as session:
         session.copy(source.strip("/"), target.strip("/"), overwrite=overwrite)
         _finish(session, target, as_json)
 
@@ -276,7 +277,7 @@ def mv_command(
     repository: str, source: str, target: str, branch: str, overwrite: bool, as_json: bool
 ) -> None:
     """Move or rename a group or an array, whatever its size."""
-    with writable(repository).session(branch) as session:
+    with writing(writable(repository), branch) as session:
         session.move(source.strip("/"), target.strip("/"), overwrite=overwrite)
         _finish(session, target, as_json)
 
@@ -308,7 +309,7 @@ def attach_command(
     VERSION is the CID of a root or of a subtree, or a version with a path behind a colon. From
     another repository the blocks that this one lacks are copied.
     """
-    with writable(repository).session(branch) as session:
+    with writing(writable(repository), branch) as session:
         session.attach(path.strip("/"), version, source=source, overwrite=overwrite)
         _finish(session, path, as_json)
 

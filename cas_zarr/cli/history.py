@@ -25,6 +25,7 @@ from cas_zarr.cli.options import (
     sign_option,
     signing_key,
     writable,
+    writing,
 )
 from cas_zarr.cli.output import (
     cid_text,
@@ -89,7 +90,7 @@ def commit_command(
             "the same"
         )
     key = signing_key(sign)
-    with repo.session(branch) as session:
+    with writing(repo, branch) as session:
         commit = session.commit(message, sign=key)
         root = session.root
     if as_json:

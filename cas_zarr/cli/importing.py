@@ -15,6 +15,7 @@ from cas_zarr.cli.options import (
     json_option,
     repository_argument,
     sources_options,
+    writing,
 )
 from cas_zarr.cli.output import count, counter, print_json, print_pairs, progress_bar, size_text
 from cas_zarr.cli.sections import command
@@ -132,8 +133,9 @@ def import_command(
     Or it is ipfs://CID of a directory of Zarr files that someone published: its metadata are read,
     its chunks are linked, and fetched when they are read.
 
-    An import that was interrupted can be run again: what is there already is not stored twice, and
-    where nothing has changed there is no commit.
+    The branch shows all of an import or, if it fails or is interrupted, nothing. It can be run
+    again: what is there already is not stored twice, and where nothing has changed there is no
+    commit.
     """
     if is_car(source):
         if path or chunks is not None:
@@ -171,7 +173,7 @@ def import_command(
             )
         _print_linked(opened, linked, branch, as_json)
         return
-    with opened.session(branch) as session, progress_bar(Path(source).name) as progress:
+    with writing(opened, branch) as session, progress_bar(Path(source).name) as progress:
         report: ImportReport
         if _is_netcdf(source):
             from cas_zarr.netcdf import import_netcdf

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import click
 
 from cas_zarr.cid import CidBytes
-from cas_zarr.errors import InvalidArgumentError, NotFoundError
+from cas_zarr.errors import CasZarrError, InvalidArgumentError, NotFoundError
 from cas_zarr.repository.describe import NodeInfo, describe
 from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.selection import Box, index_box
+from cas_zarr.repository.session import Session
 from cas_zarr.repository.times import to_micros
 from cas_zarr.repository.versions import root_of
 
@@ -44,6 +46,7 @@ __all__ = [
     "sources_options",
     "version_option",
     "writable",
+    "writing",
 ]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -305,6 +308,18 @@ def writable(
 ) -> Repository:
     """Open a repository for writing."""
     return Repository.open(location, author=author, gateways=gateways or None, node=node)
+
+
+@contextmanager
+def writing(repository: Repository, branch: str) -> Iterator[Session]:
+    """Give a session; a command that fails or is interrupted leaves the branch as it was."""
+    with repository.session(branch) as session:
+        try:
+            yield session
+        except BaseException:
+            with suppress(CasZarrError):  # the first error is the one to tell
+                session.discard()
+            raise
 
 
 def committed_root(repository: Repository, branch: str) -> CidBytes | None:

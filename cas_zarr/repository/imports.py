@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,20 +128,22 @@ class _FileSystem(Source):
             raise MissingDependencyError(
                 f"reading {url} needs fsspec; install cas_zarr[import]"
             ) from None
+        self.location = url.removeprefix("zip://::")
         try:
-            self._fs: Any
-            self._fs, root = url_to_fs(url)
+            with _reading(self.location):
+                self._fs: Any
+                self._fs, root = url_to_fs(url)
         except ImportError as error:
             raise MissingDependencyError(
                 f"reading {url} needs a further package: {error}"
             ) from None
         except ValueError as error:
             raise InvalidArgumentError(f"{url} cannot be read: {error}") from None
-        self.location = url
         self._root = str(root).rstrip("/")
 
     def sizes(self) -> dict[str, int]:
-        found = self._fs.find(self._root, detail=True)
+        with _reading(self.location):
+            found = self._fs.find(self._root, detail=True)
         start = len(self._root) + 1 if self._root else 0
         return {
             name[start:].lstrip("/"): int(entry.get("size") or 0)
@@ -150,10 +153,25 @@ class _FileSystem(Source):
 
     def values(self, keys: Sequence[str]) -> Sequence[bytes]:
         paths = {key: f"{self._root}/{key}" if self._root else key for key in keys}
-        found = self._fs.cat(list(paths.values()))
+        with _reading(self.location):
+            found = self._fs.cat(list(paths.values()))
         if isinstance(found, bytes):  # what fsspec gives for a single path
             return [found]
         return [found[path] if path in found else found[f"/{path}"] for path in paths.values()]
+
+
+@contextmanager
+def _reading(location: str) -> Iterator[None]:
+    """Take errors of whatever is behind fsspec, an archive or a server, for those of reading."""
+    try:
+        yield
+    except (OSError, ImportError, ValueError):
+        raise
+    except Exception as error:
+        raise StorageError(
+            f"reading {location} failed: {error or type(error).__name__}; see that it is whole, "
+            "then import it again"
+        ) from error
 
 
 def import_zarr(
@@ -167,9 +185,9 @@ def import_zarr(
     """Copy a Zarr hierarchy into a session, byte for byte.
 
     Afterwards the node at `path` holds exactly the keys and values of the source. Groups above it
-    that have no document yet get an empty one. The session is flushed after each GiB and at the
-    end, so an import that was interrupted can be run again: what is there costs a hash and no
-    storage.
+    that have no document yet get an empty one. What was copied is made durable after each GiB, so
+    an import that was interrupted can be run again: what is there costs a hash and no storage.
+    Others see the data when all are there. If it fails, `Session.discard` drops what it has done.
 
     Parameters
     ----------
@@ -268,7 +286,9 @@ def _open(source: str | os.PathLike[str]) -> Source:
     if local.is_file() and local.suffix == ".zip":
         return _FileSystem(f"zip://::{local}")
     if local.exists():
-        raise InvalidArgumentError(f"{text} is neither a folder nor a .zip file")
+        raise InvalidArgumentError(
+            f"{text} is neither a folder with a zarr nor a .zip, netCDF or .car file"
+        )
     raise NotFoundError(f"{text} does not exist; name a folder, a .zip file or a url")
 
 
@@ -316,7 +336,7 @@ def _copy(
         if progress is not None:
             progress(done, total)
         if done - flushed >= _FLUSH_BYTES:
-            session.flush()
+            target.flush()  # durable, and shown to nobody: half an import is no state of a branch
             flushed = done
 
 

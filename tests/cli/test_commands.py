@@ -133,6 +133,23 @@ def test_import_what_is_not_there_or_no_zarr(tmp_path: Path, command: Command) -
     assert not folder.exists()
 
 
+def test_an_import_that_fails_halfway_leaves_the_branch_as_it_was(
+    repository: Path, tmp_path: Path, command: Command
+) -> None:
+    before = command("cid", repository).out
+    archive = tmp_path / "many.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("zarr.json", '{"node_type":"group","zarr_format":3}')
+        for number in range(300):  # more than are read at once
+            file.writestr(f"a/c/{number:03}", f"chunk {number:03}")
+    archive.write_bytes(archive.read_bytes().replace(b"chunk 299", b"chunk XXX", 1))
+    failed = command("import", archive, repository, "--path", "many")
+    assert failed.code == 1
+    assert failed.err.startswith(f"error: reading {archive} failed: Bad CRC-32")
+    assert command("cid", repository).out == before
+    assert "nothing to commit" in command("commit", repository, "-m", "all of it").err
+
+
 def test_author_from_the_environment(
     source: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

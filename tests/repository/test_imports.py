@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -61,22 +62,27 @@ def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:
     assert not list(session.mapping)
 
 
-def test_it_flushes_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_durable_on_the_way_and_seen_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(imports, "_FLUSH_BYTES", 1000)
     monkeypatch.setattr(imports, "_BATCH_KEYS", 2)
     files = {f"c/{number}": bytes([number]) * 100 for number in range(30)} | {"zarr.json": GROUP}
     source = write(tmp_path / "source", files)
     repository = Repository.open(tmp_path / "repository", create=True)
-    seen: list[int] = []
+    session = repository.session()
+    durable: list[int] = []
 
     def look(*_: int) -> None:
         record = repository.record("main")
-        if record is not None and record.work is not None:
-            seen.append(len(repository.at(record.work)))
+        assert record is None or record.work is None
+        if session.root is not None:
+            other = Repository.open(tmp_path / "repository")
+            durable.append(len(other.at(session.root)))
 
-    import_zarr(source, repository.session(), progress=look)
-    assert seen
-    assert 0 < seen[0] < len(files)  # another process saw a part of it
+    import_zarr(source, session, progress=look)
+    assert 0 < durable[0] < len(files)
+    assert len(repository.session().mapping) == len(files)
 
 
 def test_an_interrupted_import_goes_on(tmp_path: Path) -> None:
@@ -91,9 +97,9 @@ def test_an_interrupted_import_goes_on(tmp_path: Path) -> None:
     session = repository.session()
     with pytest.raises(KeyboardInterrupt):
         import_zarr(source, session, progress=interrupt)
-    session.close()
+    session.discard()
     again = repository.session()
-    assert 0 < len(again.mapping) < len(files)
+    assert not list(again.mapping)
     import_zarr(source, again)
     assert dict(again.mapping) == files
 
@@ -146,3 +152,18 @@ def test_what_cannot_be_imported(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="holds the repository"):
         import_zarr(tmp_path / "y", inside)
     assert not list(session.mapping)
+
+
+def test_a_damaged_archive_is_told(tmp_path: Path) -> None:
+    archive = tmp_path / "data.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("zarr.json", GROUP)
+        file.writestr("a/c/0", b"a chunk of some length")
+    data = archive.read_bytes()
+    archive.write_bytes(data.replace(b"a chunk", b"a crack", 1))
+    session = Repository.memory().session()
+    with pytest.raises(StorageError, match=r"data\.zip failed: Bad CRC-32"):
+        import_zarr(archive, session)
+    archive.write_bytes(data[: len(data) // 2])
+    with pytest.raises(StorageError, match="not a zip file"):
+        import_zarr(archive, session)
