@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from zarr.core.buffer import Buffer, gpu
+from zarr.core.buffer import Buffer, cpu, gpu
 from zarr.registry import register_buffer, register_ndbuffer
 
 from cas_zarr.gpu.batches import Batch, Carried, load
@@ -19,7 +19,16 @@ from cas_zarr.tree.values import read_value
 if TYPE_CHECKING:
     from zarr.core.buffer.core import ArrayLike, NDArrayLike
 
-__all__ = ["BUFFER", "ND_BUFFER", "ChunkArray", "ChunkBuffer", "carry", "is_on_device", "load_all"]
+__all__ = [
+    "BUFFER",
+    "ND_BUFFER",
+    "ChunkArray",
+    "ChunkBuffer",
+    "carry",
+    "is_device_dtype",
+    "is_on_device",
+    "load_all",
+]
 
 BUFFER = "cas_zarr.gpu.buffers.ChunkBuffer"
 ND_BUFFER = "cas_zarr.gpu.buffers.ChunkArray"
@@ -63,6 +72,12 @@ class ChunkBuffer(gpu.Buffer):
         self.carried = None  # it is not what was hashed any more
         super().__setitem__(key, value)
 
+    def combine(self, others: Iterable[Buffer]) -> Self:
+        """Return buffers one after the other; those of the host are copied to the device."""
+        given: list[Buffer] = [self, *others]
+        parts = [cupy().asarray(each.as_array_like()) for each in given]
+        return type(self)(cupy().concatenate(parts))
+
     def as_numpy_array(self) -> NDArray[Any]:
         """Return a copy on the host; what was not loaded yet does not visit the device."""
         if self._array is None and self._source is not None:
@@ -72,10 +87,57 @@ class ChunkBuffer(gpu.Buffer):
 
 
 class ChunkArray(gpu.NDBuffer):
-    """An array on a device, where one of the host is copied to."""
+    """An array on a device, where one of the host is copied to.
+
+    Its class methods give an array on the host for data types that a device does not have.
+    """
 
     def __init__(self, array: NDArrayLike) -> None:
         super().__init__(cupy().asarray(array))
+
+    @classmethod
+    def create(cls, *, shape: Any, dtype: Any, order: Any = "C", fill_value: Any = None) -> Any:
+        """See `zarr.core.buffer.NDBuffer`."""
+        kind: Any = super() if is_device_dtype(dtype) else cpu.NDBuffer
+        return kind.create(shape=shape, dtype=dtype, order=order, fill_value=fill_value)
+
+    @classmethod
+    def empty(cls, shape: Any, dtype: Any, order: Any = "C") -> Any:
+        """See `zarr.core.buffer.NDBuffer`."""
+        return cls.create(shape=shape, dtype=dtype, order=order)
+
+    @classmethod
+    def from_ndarray_like(cls, ndarray_like: Any) -> Any:
+        """See `zarr.core.buffer.NDBuffer`."""
+        return (cls if is_device_dtype(ndarray_like.dtype) else cpu.NDBuffer)(ndarray_like)
+
+    @classmethod
+    def from_numpy_array(cls, array_like: Any) -> Any:
+        """See `zarr.core.buffer.NDBuffer`."""
+        return cls.from_ndarray_like(np.asanyarray(array_like))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(value, cpu.NDBuffer):
+            value = ChunkArray(value.as_ndarray_like())
+        super().__setitem__(key, value)
+
+    def all_equal(self, other: Any, equal_nan: bool = True) -> bool:
+        """Tell whether all elements have a value; see `zarr.core.buffer.NDBuffer`."""
+        return other is not None and bool(self.equals(other, equal_nan))
+
+    def equals(self, other: Any, equal_nan: bool = True) -> Any:
+        """Tell the same, without waiting for it: an array on the device, of one truth value.
+
+        What zarr does for arrays of NumPy is always false for those of CuPy.
+        """
+        array: Any = self._data
+        value = np.asarray(other).astype(array.dtype)
+        if array.dtype.kind == "f" and value == 0:  # 0.0 and -0.0 differ in their bits alone
+            bits = f"u{array.dtype.itemsize}"
+            return (array.view(bits) == value.view(bits)[()]).all()
+        if equal_nan and array.dtype.kind in "fc" and np.isnan(value):
+            return cupy().isnan(array).all()
+        return (array == value[()]).all()
 
 
 register_buffer(ChunkBuffer, qualname=BUFFER)
@@ -110,6 +172,12 @@ def carry(buffers: Sequence[Buffer | None]) -> list[Buffer | None]:
             made.carried = Carried(batch, place, array.nbytes)
             found[row] = made
     return found
+
+
+def is_device_dtype(dtype: Any) -> bool:
+    """Tell whether arrays of a data type can lie on a device: numbers, in its byte order."""
+    found = np.dtype(dtype)
+    return found.char in "?bhilqBHILQefdFD" and found.isnative
 
 
 def is_on_device(buffer: Buffer) -> bool:

@@ -8,7 +8,7 @@ it for what nvCOMP cannot do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -20,7 +20,8 @@ from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.core.common import JSON
 from zarr.registry import register_pipeline
 
-from cas_zarr.gpu.buffers import carry, is_on_device, load_all
+from cas_zarr.gpu.buffers import ChunkArray, carry, is_on_device, load_all
+from cas_zarr.gpu.hostcodecs import HostCodec, on_host
 from cas_zarr.gpu.kernels import cupy
 from cas_zarr.gpu.memory import halving
 from cas_zarr.gpu.nvcomp import GZIP, LZ4, ZSTD, Algorithm
@@ -166,33 +167,95 @@ class DevicePipeline(BatchedCodecPipeline):
     async def encode_batch(
         self, chunk_arrays_and_specs: Iterable[tuple[NDBuffer | None, ArraySpec]]
     ) -> Iterable[Buffer | None]:
-        """Encode chunks, and keep together those that lie on a device."""
-        return carry(list(await super().encode_batch(chunk_arrays_and_specs)))
+        """Encode chunks that are not empty, and keep together those that lie on a device."""
+        pairs = _without_empty(list(chunk_arrays_and_specs))
+        return carry(list(await super().encode_batch(pairs)))
 
     async def decode_batch(
         self, chunk_bytes_and_specs: Iterable[tuple[Buffer | None, ArraySpec]]
     ) -> Iterable[NDBuffer | None]:
         """Load and verify chunks together, and then decode them."""
         pairs = list(chunk_bytes_and_specs)
-        load_all(buffer for buffer, _ in pairs)
+        first = (*self, None)[-2]
+        if not (pairs and isinstance(first, HostCodec) and first.needs_host(pairs[0][1])):
+            load_all(buffer for buffer, _ in pairs)
         return await super().decode_batch(pairs)
+
+    async def write_batch(self, batch_info: Iterable[Any], *arguments: Any, **options: Any) -> None:
+        """Write chunks; see `zarr.abc.codec.CodecPipeline`. Empty ones are found all at once."""
+        if not self.supports_partial_encode:  # else the pipeline of the inner chunks does so
+            batch_info = [(setter, _sparse(spec), *rest) for setter, spec, *rest in batch_info]
+        await super().write_batch(batch_info, *arguments, **options)
 
 
 register_pipeline(DevicePipeline)
 
 
-def _for_device(codec: Codec) -> Codec:
+class _SparseSpec(ArraySpec):
+    """Of a chunk that is not stored if it is empty, although its configuration does not say so."""
+
+
+def _sparse(spec: ArraySpec) -> ArraySpec:
+    """Return a specification with which zarr leaves it to `encode_batch` to look for empty chunks.
+
+    It would do so chunk by chunk, and wait for the device each time.
+    """
+    if spec.config.write_empty_chunks:
+        return spec
+    config = replace(spec.config, write_empty_chunks=True)
+    return _SparseSpec(spec.shape, spec.dtype, spec.fill_value, config, spec.prototype)
+
+
+def _without_empty(
+    pairs: list[tuple[NDBuffer | None, ArraySpec]],
+) -> list[tuple[NDBuffer | None, ArraySpec]]:
+    """Replace chunks that are not to be stored, since they are empty, with None."""
+    devices: dict[int, list[int]] = {}
+    empty = []
+    for row, (chunk, spec) in enumerate(pairs):
+        if chunk is None or not isinstance(spec, _SparseSpec):
+            continue
+        if isinstance(chunk, ChunkArray):
+            array: Any = chunk.as_ndarray_like()
+            devices.setdefault(array.device.id, []).append(row)
+        elif chunk.all_equal(_fill_value(spec)):
+            empty.append(row)
+
+    def compare(rows: Sequence[int]) -> Sequence[bool]:
+        chunks: list[tuple[Any, ArraySpec]] = [pairs[row] for row in rows]
+        equal = [chunk.equals(_fill_value(spec)) for chunk, spec in chunks]
+        found: list[bool] = cupy().stack(equal).get().tolist()
+        return found
+
+    for rows in devices.values():
+        first: Any = pairs[rows[0]][0]
+        with first.as_ndarray_like().device:
+            equal = halving(compare, rows)
+        empty += [row for row, here in zip(rows, equal, strict=True) if here]
+    for row in empty:
+        pairs[row] = None, pairs[row][1]
+    return pairs
+
+
+def _fill_value(spec: ArraySpec) -> Any:
+    """Return what absent chunks are read as."""
+    return spec.dtype.default_scalar() if spec.fill_value is None else spec.fill_value
+
+
+def _for_device(codec: Codec) -> Any:
     """Return what stands for a codec on a device."""
     if isinstance(codec, DeviceCodec) or not isinstance(codec, BytesBytesCodec):
-        return codec
+        return on_host(codec)
     name = str(codec.to_dict()["name"])
     algorithm = _ALGORITHMS.get(name)
     stock = type(codec) in (GzipCodec, ZstdCodec) or name.startswith("numcodecs.")
     if algorithm is None or not stock:
-        return codec
+        return on_host(codec)
     configuration = codec.to_dict().get("configuration")
     checksum = isinstance(configuration, dict) and bool(configuration.get("checksum"))
-    return DeviceCodec(codec, algorithm, encodes=not checksum)  # nvCOMP writes no checksums
+    return DeviceCodec(
+        on_host(codec), algorithm, encodes=not checksum
+    )  # nvCOMP writes no checksums
 
 
 def _nothing(given: Sequence[Any]) -> Sequence[None]:

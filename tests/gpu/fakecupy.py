@@ -17,8 +17,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from gpu import encoders
-from gpu.hostkernels import HostArray, HostCupy, HostStream, aligned
+from gpu import devicearrays, encoders
+from gpu.hostkernels import HostCupy, HostStream, aligned
 from numpy.typing import NDArray
 
 __all__ = ["DeviceArray", "Fake", "FakeCupy", "FakeNvcomp"]
@@ -93,37 +93,17 @@ class Bus:
 BUS = Bus()
 
 
-class DeviceArray(HostArray):
-    """An array that says that it is on a device."""
+class DeviceArray(devicearrays.DeviceArray):
+    """An array of the only device, which counts what crosses the bus."""
 
-    device_id = 0
+    def __init__(self, host: NDArray[Any], device: Any = None) -> None:
+        super().__init__(host, device or Device())
 
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Return what tells libraries that it is on a device."""
-        return {**self.__array_interface__, "version": 3}
-
-    @property
-    def device(self) -> Any:
-        """Return the device, which is a context too."""
-        return Device()
-
-    def get(
-        self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True
-    ) -> NDArray[Any]:
-        """Copy it to the host."""
-        del stream, order, blocking
-        BUS.down += self.nbytes
-        BUS.downs += 1
-        if out is None:
-            return np.array(self, subok=False)
-        out[:] = np.asarray(self)
-        return out
-
-    def set(self, array: NDArray[Any]) -> None:
-        """Copy an array of the host here."""
-        BUS.up += array.nbytes
-        np.asarray(self)[:] = array
+    def crossed(self, up: int = 0, down: int = 0) -> None:
+        """Count what went over the bus."""
+        BUS.up += up
+        BUS.down += down
+        BUS.downs += down > 0
 
 
 class Device(nullcontext[None]):
@@ -137,12 +117,13 @@ def on_device(array: Any) -> DeviceArray:
     if isinstance(array, DeviceArray):
         return array
     array = np.asarray(array)
+    devicearrays.check_dtype(array.dtype)
     MEMORY.check(array.nbytes)
     BUS.up += array.nbytes
     copied = aligned(array.nbytes).view(array.dtype).reshape(array.shape)
     copied[...] = array
     MEMORY.take(copied.base, array.nbytes)
-    return copied.view(DeviceArray)
+    return DeviceArray(copied)
 
 
 class FakeStream(HostStream):
@@ -178,7 +159,7 @@ class FakeCupy(HostCupy):
     def empty(self, shape: Any, dtype: Any = float, order: str = "C") -> DeviceArray:
         """Return memory of the device, filled with what must not be relied on."""
         shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
-        dtype = np.dtype(dtype)
+        dtype = devicearrays.check_dtype(dtype)
         size = int(np.prod(shape)) * dtype.itemsize
         MEMORY.check(size)
         memory = np.empty(size + 256, np.uint8)
@@ -186,7 +167,7 @@ class FakeCupy(HostCupy):
         memory[:] = 0xA5
         skip = -memory.ctypes.data % 256
         made = memory[skip : skip + size].view(dtype).reshape(shape, order=order)
-        return made.view(DeviceArray)
+        return DeviceArray(made)
 
     def zeros(self, shape: Any, dtype: Any = float) -> DeviceArray:
         """Return memory of the device, filled with zeros."""
@@ -207,9 +188,20 @@ class FakeCupy(HostCupy):
         return on_device(np.frombuffer(data, dtype))
 
     @staticmethod
-    def concatenate(arrays: list[Any]) -> DeviceArray:
+    def concatenate(arrays: list[Any]) -> Any:
         """Return arrays one after the other."""
-        return np.concatenate([np.asarray(array) for array in arrays]).view(DeviceArray)
+        return np.concatenate(arrays)
+
+    @staticmethod
+    def stack(arrays: list[Any]) -> DeviceArray:
+        """Return arrays beside each other."""
+        assert all(isinstance(each, DeviceArray) for each in arrays)
+        return DeviceArray(np.stack([each._host for each in arrays]))
+
+    @staticmethod
+    def isnan(array: Any) -> Any:
+        """Tell which elements are no number."""
+        return np.isnan(array)
 
     @staticmethod
     def asnumpy(array: Any) -> NDArray[Any]:

@@ -153,7 +153,7 @@ def test_a_device_reads_what_it_wrote(
         store.commit("written on a device")
         found = zarr.open_array(CASStore(tmp_path / "repository", read_only=True))[:]
     assert isinstance(found, DeviceArray)
-    np.testing.assert_array_equal(np.asarray(found), data)
+    np.testing.assert_array_equal(found.get(), data)
     calls = [name for name in fake.library.calls if name.endswith("CompressAsync")]
     assert len(calls) == 1
 
@@ -206,7 +206,7 @@ def test_a_chunk_is_a_whole_number_of_elements(tmp_path: Path) -> None:
             store, shape=7, dtype="uint8", compressors=[Bitcomp("uint8")], overwrite=True
         )
         array[:] = data
-        np.testing.assert_array_equal(np.asarray(array[:]), data)
+        np.testing.assert_array_equal(array[:].get(), data)
 
 
 def test_shards_and_missing_chunks(fake: Fake, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_shards_and_missing_chunks(fake: Fake, tmp_path: Path) -> None:
         )
         array[:128] = on_device(data[:128])
         array[200:210, 3:7] = on_device(data[200:210, 3:7])
-        found = np.asarray(array[:])
+        found = array[:].get()
     expected = np.zeros_like(data)
     expected[:128], expected[200:210, 3:7] = data[:128], data[200:210, 3:7]
     np.testing.assert_array_equal(found, expected)
@@ -240,7 +240,7 @@ def test_a_batch_is_halved_while_memory_does_not_suffice(fake: Fake, tmp_path: P
         array[:] = given
         fake.memory.clear()
         assert sum(name.endswith("BitcompCompressAsync") for name in fake.library.calls) == 4
-        np.testing.assert_array_equal(np.asarray(array[:]), data)
+        np.testing.assert_array_equal(array[:].get(), data)
 
 
 # -- what is wrong --------------------------------------------------------------------------------

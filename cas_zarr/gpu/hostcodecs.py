@@ -1,0 +1,135 @@
+"""Codecs of zarr that work in memory of the host, for chunks that lie on a device.
+
+Most codecs of zarr and of numcodecs take arrays of NumPy, and refuse those of CuPy. `on_host` puts
+a codec in their place that hands them copies on the host, and does nothing else than that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from zarr.abc.codec import (
+    ArrayArrayCodec,
+    ArrayBytesCodec,
+    ArrayBytesCodecPartialDecodeMixin,
+    BytesBytesCodec,
+    Codec,
+)
+from zarr.codecs import BytesCodec, TransposeCodec
+from zarr.core.array_spec import ArraySpec
+from zarr.core.buffer import Buffer, NDBuffer, cpu
+from zarr.core.common import JSON
+
+from cas_zarr.gpu.buffers import is_device_dtype
+
+__all__ = ["HostCodec", "on_host"]
+
+
+@dataclass(frozen=True)
+class HostCodec:
+    """What stands for a codec that works on the host.
+
+    Attributes
+    ----------
+    codec : zarr.abc.codec.Codec
+        As zarr has it.
+    """
+
+    codec: Any
+
+    @property
+    def is_fixed_size(self) -> bool:
+        """As the codec's."""
+        return bool(getattr(self.codec, "is_fixed_size", False))
+
+    def to_dict(self) -> dict[str, JSON]:
+        """As the codec's."""
+        found: dict[str, JSON] = self.codec.to_dict()
+        return found
+
+    def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
+        """As the codec's."""
+        return type(self)(self.codec.evolve_from_array_spec(array_spec))
+
+    def resolve_metadata(self, chunk_spec: ArraySpec) -> ArraySpec:
+        """As the codec's."""
+        found: ArraySpec = self.codec.resolve_metadata(chunk_spec)
+        return found
+
+    def validate(self, **parameters: Any) -> None:
+        """As the codec's."""
+        self.codec.validate(**parameters)
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        """As the codec's."""
+        return int(self.codec.compute_encoded_size(input_byte_length, chunk_spec))
+
+    def needs_host(self, spec: ArraySpec) -> bool:
+        """Tell whether the codec works on the host for chunks like these."""
+        if type(self.codec) is not BytesCodec:
+            return True
+        little = getattr(self.codec.endian, "value", self.codec.endian) in ("little", None)
+        dtype = spec.dtype.to_native_dtype()
+        return not is_device_dtype(dtype) or not (little or dtype.itemsize == 1)
+
+    async def encode(self, chunks_and_specs: Iterable[tuple[Any, ArraySpec]]) -> Iterable[Any]:
+        """Encode a batch of chunks; see `zarr.abc.codec.Codec`."""
+        pairs = list(chunks_and_specs)
+        if pairs and self.needs_host(pairs[0][1]):
+            pairs = [_to_host(chunk, spec) for chunk, spec in pairs]
+        found: Iterable[Any] = await self.codec.encode(pairs)
+        return found
+
+    async def decode(self, chunks_and_specs: Iterable[tuple[Any, ArraySpec]]) -> Iterable[Any]:
+        """Decode a batch of chunks; arrays are on the device again, if it has their data type."""
+        pairs = list(chunks_and_specs)
+        if not pairs or not self.needs_host(pairs[0][1]):
+            found: Iterable[Any] = await self.codec.decode(pairs)
+            return found
+        decoded = await self.codec.decode([_to_host(chunk, spec) for chunk, spec in pairs])
+        return [_to_device(made, spec) for made, (_, spec) in zip(decoded, pairs, strict=True)]
+
+
+class _ArrayArray(HostCodec, ArrayArrayCodec):  # type: ignore[override]
+    pass
+
+
+class _ArrayBytes(HostCodec, ArrayBytesCodec):  # type: ignore[override]
+    pass
+
+
+class _BytesBytes(HostCodec, BytesBytesCodec):  # type: ignore[override]
+    pass
+
+
+def on_host(codec: Codec) -> Any:
+    """Return what stands for a codec of zarr where that works on the host; else the codec."""
+    device = isinstance(codec, (HostCodec, TransposeCodec, ArrayBytesCodecPartialDecodeMixin))
+    if device or not type(codec).__module__.startswith("zarr."):
+        return codec
+    if isinstance(codec, ArrayArrayCodec):
+        return _ArrayArray(codec)
+    return _ArrayBytes(codec) if isinstance(codec, ArrayBytesCodec) else _BytesBytes(codec)
+
+
+def _to_host(chunk: Buffer | NDBuffer | None, spec: ArraySpec) -> tuple[Any, ArraySpec]:
+    """Return a chunk on the host, and a specification that keeps there what is made of it."""
+    on_host: Any = chunk
+    if isinstance(chunk, Buffer) and not isinstance(chunk, cpu.Buffer):
+        on_host = cpu.Buffer(np.asarray(chunk.as_numpy_array()))
+    elif isinstance(chunk, NDBuffer) and not isinstance(chunk, cpu.NDBuffer):
+        on_host = cpu.NDBuffer(chunk.as_numpy_array())
+    return on_host, replace(spec, prototype=cpu.buffer_prototype)
+
+
+def _to_device(made: Buffer | NDBuffer | None, spec: ArraySpec) -> Any:
+    """Return an array on the device, if there can be such; bytes stay where they are."""
+    if not isinstance(made, NDBuffer):
+        return made
+    array = made.as_numpy_array()
+    if array.dtype.byteorder == ">":  # earlier versions of zarr leave it so
+        array = array.astype(array.dtype.newbyteorder("="))
+    return spec.prototype.nd_buffer.from_ndarray_like(array)
