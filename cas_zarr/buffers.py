@@ -70,16 +70,17 @@ def set_carried(mapping: CASMapping, key: str, carried: Any) -> bool:
     Returns
     -------
     bool
-        False where nothing was done and the mapping must take the bytes: for documents, values
-        whose leaves end at inner chunks, and values that are too large.
+        False where nothing was done and the mapping must take the bytes: for documents, and values
+        that are too large.
     """
     if mapping.read_only or carried.size > MAX_VALUE_SIZE:
         return False
     check_key(key)
-    if is_document(key) or (carried.size > LEAF_SIZE and mapping.layout_now(key) is not None):
+    if is_document(key):
         return False
-    cid = carried.store(mapping.blocks, hash_by_name(mapping.hash))
-    mapping.bind(key, cid, carried.size)
+    layout = mapping.layout_now(key) if carried.size > LEAF_SIZE else None
+    cid = carried.store(mapping.blocks, hash_by_name(mapping.hash), layout)
+    mapping.bind(key, cid, carried.size, layout)
     return True
 
 

@@ -12,6 +12,7 @@ Source: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
@@ -29,6 +30,7 @@ __all__ = [
     "MIN_MEAN_PIECE",
     "ShardLayout",
     "cut_points",
+    "cut_points_by",
     "index_start",
     "missing_chunks",
     "parse_index",
@@ -136,10 +138,30 @@ def cut_points(value: BytesLike, layout: ShardLayout | None) -> list[int]:
         The borders, in bytes: ``[0]`` for an empty value, otherwise 0, every cut, the length.
     """
     view = memoryview(value).cast("B")
-    length = len(view)
+    return cut_points_by(lambda start, stop: view[start:stop], len(view), layout)
+
+
+def cut_points_by(
+    read: Callable[[int, int], BytesLike], length: int, layout: ShardLayout | None
+) -> list[int]:
+    """Return where the leaves of a value begin and end that need not lie in memory.
+
+    Parameters
+    ----------
+    read : callable
+        Returns the bytes from one offset up to another: it is asked for the index, if at all.
+    length : int
+        Bytes of the value.
+    layout : ShardLayout or None
+
+    Returns
+    -------
+    list of int
+        As of `cut_points`.
+    """
     if length <= LEAF_SIZE:
         return [0, length] if length else [0]
-    borders = None if layout is None else _chunk_borders(view, layout)
+    borders = None if layout is None else _chunk_borders(read, length, layout)
     if borders is None or length < MIN_MEAN_PIECE * (len(borders) - 1):
         borders = [0, length]
     cuts: list[int] = []
@@ -181,14 +203,16 @@ def missing_chunks(entries: NDArray[np.uint64]) -> NDArray[np.bool_]:
     return missing
 
 
-def _chunk_borders(view: memoryview, layout: ShardLayout) -> list[int] | None:
+def _chunk_borders(
+    read: Callable[[int, int], BytesLike], length: int, layout: ShardLayout
+) -> list[int] | None:
     """Return the offsets and ends of the inner chunks and of the index, or None if it is bad."""
-    length, size = len(view), layout.index_size
+    size = layout.index_size
     if size > length:
         return None
     at = index_start(length, layout)
     low, high = (size, length) if at == 0 else (0, at)  # where chunks may lie
-    entries = parse_index(view[at : at + size], layout)
+    entries = parse_index(read(at, at + size), layout)
     if entries is None:
         return None
     present = entries[~missing_chunks(entries)]

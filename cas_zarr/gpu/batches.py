@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from cas_zarr.blocks.base import MAX_BLOCK_SIZE, BlockStore
 from cas_zarr.cid import DIGEST_SIZE, RAW, CidBytes, HashFunction, format_cid, hash_of, make_cid
+from cas_zarr.codecs.shardindex import ShardLayout, cut_points_by
 from cas_zarr.codecs.unixfs import LEAF_SIZE, build_file
 from cas_zarr.errors import (
     BlockNotFoundError,
@@ -29,6 +31,8 @@ from cas_zarr.tree.shards import TreeReader
 from cas_zarr.tree.values import MAX_VALUE_SIZE, FilePiece, file_pieces, is_file
 
 __all__ = ["Batch", "Carried", "load"]
+
+_Place: TypeAlias = tuple[Any, int, int]  # an array, and where a leaf begins and ends in it
 
 _ALIGNED = 256
 
@@ -63,10 +67,13 @@ class Batch:
     ----------
     values : sequence of cupy.ndarray of uint8
         Contiguous memory of one device.
+    cuts : sequence of sequence of int, optional
+        Where the leaves of each value begin and end, from 0 to its size; by default at each MiB.
     """
 
-    def __init__(self, values: Sequence[Any]) -> None:
+    def __init__(self, values: Sequence[Any], cuts: Sequence[Sequence[int]] | None = None) -> None:
         self._values = values
+        self._cuts = cuts or [_each_mebibyte(value.nbytes) for value in values]
         self._lock = threading.Lock()
         self._settled: _Settled | None = None
 
@@ -81,38 +88,45 @@ class Batch:
             data = settled.missing.get(cid)
             if data is not None:
                 blocks.put(cid, data)
-        cuts = _cuts(self._values[row].nbytes)
-        sizes = [stop - start for start, stop in cuts]
-        root, nodes = build_file(list(zip(cids, sizes, strict=True)), function)
+        root, nodes = build_file(list(zip(cids, self._sizes(row), strict=True)), function)
         blocks.put_many(nodes)
         return root
 
+    def store_shard(
+        self, row: int, blocks: BlockStore, function: HashFunction, layout: ShardLayout
+    ) -> CidBytes:
+        """Hold a shard in a block store, cut at its inner chunks, and return its CID."""
+        value = self._values[row]
+        with value.device:
+            cuts = cut_points_by(lambda start, stop: value[start:stop].get(), value.nbytes, layout)
+        return Batch([value], [cuts]).store(0, blocks, function)
+
+    def _sizes(self, row: int) -> list[int]:
+        return [stop - start for start, stop in pairwise(self._cuts[row])]
+
     def _settle(self, blocks: BlockStore, function: HashFunction) -> _Settled:
-        cuts = [_cuts(value.nbytes) for value in self._values]
-        leaves = [
-            value[start:stop]
-            for value, parts in zip(self._values, cuts, strict=True)
-            for start, stop in parts
+        places = [
+            (value, start, stop)
+            for value, cuts in zip(self._values, self._cuts, strict=True)
+            for start, stop in pairwise(cuts)
         ]
         with self._values[0].device:
             copied: list[memoryview] = []
-            digests = _digests(leaves, function)
+            digests = _digests(places, function)
             if digests is None:
-                copied = to_host(leaves)
+                copied = to_host(_parts(places, range(len(places))))
                 digests = map_ordered(function.digest, copied)
             cids = [make_cid(RAW, function, digest) for digest in digests]
             first = {cid: row for row, cid in reversed(list(enumerate(cids)))}
             unique = list(first)
             held = blocks.has_many(unique)
             rows = [first[cid] for cid, here in zip(unique, held, strict=True) if not here]
-            new = (
-                [copied[row] for row in rows] if copied else to_host([leaves[row] for row in rows])
-            )
+            new = [copied[row] for row in rows] if copied else to_host(_parts(places, rows))
         each = iter(cids)
         return _Settled(
             blocks,
             function,
-            [[next(each) for _ in parts] for parts in cuts],
+            [[next(each) for _ in pairwise(cuts)] for cuts in self._cuts],
             dict(zip((cids[row] for row in rows), new, strict=True)),
         )
 
@@ -125,9 +139,21 @@ class Carried:
     row: int
     size: int
 
-    def store(self, blocks: BlockStore, function: HashFunction) -> CidBytes:
-        """Hold the value in a block store, and return its CID."""
-        return self.batch.store(self.row, blocks, function)
+    def store(
+        self, blocks: BlockStore, function: HashFunction, layout: ShardLayout | None = None
+    ) -> CidBytes:
+        """Hold the value in a block store, and return its CID.
+
+        Parameters
+        ----------
+        blocks : BlockStore
+        function : HashFunction
+        layout : ShardLayout, optional
+            For a shard over 1 MiB, whose leaves end where its inner chunks do.
+        """
+        if layout is None:
+            return self.batch.store(self.row, blocks, function)
+        return self.batch.store_shard(self.row, blocks, function, layout)
 
 
 def load(reader: TreeReader, values: Sequence[Value]) -> list[Any]:
@@ -220,18 +246,26 @@ def _check_size(value: Value) -> None:
         raise LimitError(f"value {format_cid(value.cid)} claims {value.size} bytes; at most {most}")
 
 
-def _cuts(size: int) -> list[tuple[int, int]]:
-    """Return where the leaves of a value begin and end."""
-    return [(at, min(at + LEAF_SIZE, size)) for at in range(0, max(size, 1), LEAF_SIZE)]
+def _each_mebibyte(size: int) -> list[int]:
+    """Return where the leaves of a value begin and end; an empty one has one leaf, too."""
+    return [*range(0, max(size, 1), LEAF_SIZE), size]
 
 
-def _digests(leaves: Sequence[Any], function: HashFunction) -> list[bytes] | None:
-    """Return the digests of memory of the current device, or None where the host is to hash it."""
-    sizes = [leaf.nbytes for leaf in leaves]
+def _parts(places: Sequence[_Place], rows: Iterable[int]) -> list[Any]:
+    return [value[start:stop] for value, start, stop in (places[row] for row in rows)]
+
+
+def _digests(places: Sequence[_Place], function: HashFunction) -> list[bytes] | None:
+    """Return the digests of parts of arrays of the current device, or None where the host hashes.
+
+    An array of CuPy for each of thousands of inner chunks would take longer than hashing them.
+    """
+    sizes = [stop - start for _, start, stop in places]
     if not prefers_device(function, sizes):
         return None
+    addresses = [value.data.ptr + start for value, start, _ in places]
     try:
-        return _rows(digest_many([leaf.data.ptr for leaf in leaves], sizes, function))
+        return _rows(digest_many(addresses, sizes, function))
     except DeviceMemoryError:  # the host needs none of the device's
         return None
 

@@ -41,10 +41,11 @@ class ChunkBuffer(gpu.Buffer):
     Attributes
     ----------
     carried : Carried or None
-        Its batch and place there, for a store to hash and to copy it with the others.
+        Its batch and place there, for a store to hash and to copy it with the others. It is a batch
+        of its own unless `carry` put it into one, and None while it is not loaded.
     """
 
-    carried: Carried | None = None
+    _carried: Carried | None = None
     _array: Any = None
     _source: tuple[TreeReader, Value] | None = None
 
@@ -59,6 +60,13 @@ class ChunkBuffer(gpu.Buffer):
         return buffer
 
     @property
+    def carried(self) -> Carried | None:
+        array = self._array
+        if self._carried is None and array is not None and array.flags.c_contiguous:
+            return Carried(Batch([array]), 0, array.nbytes)
+        return self._carried
+
+    @property
     def _data(self) -> Any:
         if self._array is None and self._source is not None:
             load_all([self])
@@ -69,7 +77,7 @@ class ChunkBuffer(gpu.Buffer):
         self._array = array
 
     def __setitem__(self, key: slice, value: Any) -> None:
-        self.carried = None  # it is not what was hashed any more
+        self._carried = None  # it is not what was hashed any more
         super().__setitem__(key, value)
 
     def combine(self, others: Iterable[Buffer]) -> Self:
@@ -169,7 +177,7 @@ def carry(buffers: Sequence[Buffer | None]) -> list[Buffer | None]:
         batch = Batch(arrays)
         for place, (row, array) in enumerate(zip(rows, arrays, strict=True)):
             made = ChunkBuffer(array)
-            made.carried = Carried(batch, place, array.nbytes)
+            made._carried = Carried(batch, place, array.nbytes)
             found[row] = made
     return found
 

@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_told(fake: Fake, store: CASStore) -> None:
     with gpu.enabled():
         array = create(store, CODECS["zstd"], data.shape)
         given = on_device(data)
-        fake.memory.largest = 1000
+        fake.memory.largest = 16_500  # a chunk, and not what its encoder may need
         with pytest.raises(DeviceMemoryError) as caught:
             array[:] = given
     assert isinstance(caught.value, CasZarrError)
