@@ -227,17 +227,9 @@ def map_of(change: Change) -> ChunkMap | None:
 
 
 def _dimension_names(change: Change) -> tuple[str, ...]:
-    """Return the names of an array's dimensions, as far as its metadata has them."""
     gone = change.status == "removed"
     view, path = (change.before, change.path) if gone else (change.after, change.other)
-    node = describe_node(view.reader, view.node(path) or EMPTY, path)
-    names = node.attributes.get("_ARRAY_DIMENSIONS")  # xarray's way in format 2
-    document = node.documents.get("zarr.json")
-    if isinstance(document, dict) and document.get("dimension_names") is not None:
-        names = document["dimension_names"]
-    if not isinstance(names, list):
-        return ()
-    return tuple(name if isinstance(name, str) else "" for name in names)
+    return describe_node(view.reader, view.node(path) or EMPTY, path).dimension_names
 
 
 # -- same ---------------------------------------------------------------------------------------

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 
-from cas_zarr.cid import CidBytes, format_cid
+from cas_zarr.cid import CidBytes, as_cid_bytes, format_cid
 from cas_zarr.cli.options import (
     FIRST_MOMENT,
     LAST_MOMENT,
@@ -28,6 +29,7 @@ from cas_zarr.cli.options import (
     writing,
 )
 from cas_zarr.cli.output import (
+    brief_text,
     cid_text,
     print_json,
     print_pairs,
@@ -52,6 +54,9 @@ __all__ = [
     "reset_command",
     "tag_command",
 ]
+
+Refs: TypeAlias = Mapping[CidBytes, Sequence[str]]
+"""Names of branches and tags by the commits that they are at."""
 
 
 @command(
@@ -139,7 +144,8 @@ def log_command(
 
     With --path only those are shown that changed the group or array, and with --box only those
     that changed a chunk which holds that box of its index. No chunk is read for it: commits are
-    compared by CIDs. Times are UTC.
+    compared by CIDs. Times are UTC. On a terminal the branches and tags at a commit stand behind
+    it, and --oneline shows the first characters of CIDs, which are versions, too.
     """
     repo = Repository.open(repository, read_only=True)
     chunks = None
@@ -157,24 +163,37 @@ def log_command(
         topological=graph,
     )
     entries = list(islice(found, limit))
+    refs = _refs_of(repo) if as_json or sys.stdout.isatty() else {}
     if as_json:
-        print_json([_entry_json(entry) for entry in entries])
+        print_json([_entry_json(entry, refs) for entry in entries])
         return
     if graph:
-        for row in _drawn(entries, oneline=oneline):
+        for row in _drawn(entries, refs, oneline=oneline):
             click.echo(row)
         return
     for number, entry in enumerate(entries):
         if number and not oneline:
             click.echo()
-        for row in [_line_of(entry)] if oneline else _lines_of(entry):
+        for row in [_line_of(entry, refs)] if oneline else _lines_of(entry, refs):
             click.echo(row)
 
 
-def _entry_json(entry: LogEntry) -> dict[str, Any]:
+def _refs_of(repo: Repository) -> dict[CidBytes, list[str]]:
+    """Return the branches and tags that are at each commit."""
+    found: dict[CidBytes, list[str]] = {}
+    for name, record in repo.branches().items():
+        if record.commit is not None:
+            found.setdefault(record.commit, []).append(name)
+    for name, commit in sorted(repo.tags().items()):
+        found.setdefault(as_cid_bytes(commit), []).append(f"tag {name}")
+    return found
+
+
+def _entry_json(entry: LogEntry, refs: Refs) -> dict[str, Any]:
     commit = entry.commit
     return {
         "commit": format_cid(entry.cid),
+        "refs": refs.get(entry.cid, []),
         "root": format_cid(commit.root),
         "parents": [format_cid(parent) for parent in commit.parents],
         "author": commit.author,
@@ -186,15 +205,20 @@ def _entry_json(entry: LogEntry) -> dict[str, Any]:
     }
 
 
-def _line_of(entry: LogEntry) -> str:
-    cid = click.style(format_cid(entry.cid), fg="yellow")
-    return f"{cid} {time_text(entry.commit.time)} {_subject(entry.commit)}"
+def _line_of(entry: LogEntry, refs: Refs) -> str:
+    cid = click.style(brief_text(entry.cid), fg="yellow")
+    return f"{cid} {time_text(entry.commit.time)}{_shown(entry, refs)} {_subject(entry.commit)}"
 
 
-def _lines_of(entry: LogEntry) -> list[str]:
+def _shown(entry: LogEntry, refs: Refs) -> str:
+    names = ", ".join(refs.get(entry.cid, ()))
+    return click.style(f" ({printable(names)})", fg="cyan") if names else ""
+
+
+def _lines_of(entry: LogEntry, refs: Refs) -> list[str]:
     commit = entry.commit
     lines = [
-        click.style(f"commit {format_cid(entry.cid)}", fg="yellow"),
+        click.style(f"commit {format_cid(entry.cid)}", fg="yellow") + _shown(entry, refs),
         f"root   {format_cid(commit.root)}",
     ]
     if len(commit.parents) > 1:
@@ -214,13 +238,14 @@ def _subject(commit: Commit) -> str:
     return printable((commit.message.splitlines() or [""])[0])
 
 
-def _drawn(entries: list[LogEntry], *, oneline: bool) -> Iterator[str]:
+def _drawn(entries: list[LogEntry], refs: Refs, *, oneline: bool) -> Iterator[str]:
     """Yield the lines of commits behind the drawing of their history."""
     for line in graph_lines(entries):
         if line.entry is None:
             yield line.text
             continue
-        first, *rest = [_line_of(line.entry)] if oneline else _lines_of(line.entry)
+        entry = line.entry
+        first, *rest = [_line_of(entry, refs)] if oneline else _lines_of(entry, refs)
         yield f"{line.text} {first}"
         for text in rest if oneline else [*rest, ""]:
             yield f"{line.below:<{len(line.text)}} {text}".rstrip()
@@ -315,6 +340,7 @@ def _list_branches(repo: Repository, show_all: bool, as_json: bool) -> None:
             ("*" if uncommitted else "", name, *_tip(repo, record.commit))
             for name, _, record, uncommitted in found
         ],
+        short="COMMIT",
     )
 
 
@@ -361,7 +387,7 @@ def tag_command(
             print_json([{"name": tag, "commit": format_cid(commit)} for tag, commit in tags])
         else:
             rows = [(tag, *_tip(repo, commit)) for tag, commit in tags]
-            print_table(("NAME", "COMMIT", "DATE", "MESSAGE"), rows)
+            print_table(("NAME", "COMMIT", "DATE", "MESSAGE"), rows, short="COMMIT")
         return
     repo = writable(repository)
     if delete:
@@ -447,6 +473,7 @@ def reflog_command(repository: str, ref: str | None, as_json: bool) -> None:
             (version, move.kind, time_text(move.time), _record_text(move.new), move.why)
             for version, move in rows
         ],
+        short="COMMIT",
     )
 
 

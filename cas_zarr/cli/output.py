@@ -7,6 +7,7 @@ the output is not a terminal.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from math import isfinite
 from typing import Any
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -35,6 +37,7 @@ from cas_zarr.repository.commit import Commit
 __all__ = [
     "block_bar",
     "box_text",
+    "brief_text",
     "cid_text",
     "count",
     "counter",
@@ -51,6 +54,8 @@ __all__ = [
 ]
 
 _PLAIN_WIDTH = 10_000
+_CID = re.compile(r"\bb[a-z2-7]{58,}\b")
+_SHORT_CID = 16
 
 
 def print_json(value: Any) -> None:
@@ -88,15 +93,35 @@ def printable(text: str) -> str:
     )
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> None:
-    """Print rows under a heading; `right` names the columns that are aligned to the right."""
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "", short: str = ""
+) -> None:
+    """Print rows under a heading.
+
+    `right` names the columns that are aligned to the right. `short` names one whose CIDs are cut
+    off, to what is still a version, where a terminal is too narrow.
+    """
+    texts = [[printable(cell) for cell in row] for row in rows]
+    console = Console(file=sys.stdout, highlight=False)
+    narrow = bool(short) and console.is_terminal and _width(columns, texts) > console.width
+    if narrow:
+        at = columns.index(short)
+        texts = [
+            [*row[:at], _CID.sub(lambda cid: cid[0][:_SHORT_CID], row[at]), *row[at + 1 :]]
+            for row in texts
+        ]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         justify: Any = "right" if column in right.split() else "left"
         table.add_column(column, justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    _print(table)
+    for row in texts:
+        table.add_row(*map(Text, row))
+    _print(table, wrap=not narrow)
+
+
+def _width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Return how many characters wide a table is that is not wrapped."""
+    return sum(max(map(cell_len, column)) + 2 for column in zip(columns, *rows, strict=True))
 
 
 def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
@@ -106,15 +131,17 @@ def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     table.add_column(overflow="fold")
     for name, value in pairs:
         table.add_row(Text(printable(name)), Text(printable(value)))
-    _print(table)
+    _print(table, wrap=False)
 
 
-def _print(table: Table) -> None:
+def _print(table: Table, *, wrap: bool = True) -> None:
     console = Console(file=sys.stdout, highlight=False)
-    if console.is_terminal:
+    if console.is_terminal and wrap:
         console.print(table)
         return
-    console = Console(file=sys.stdout, highlight=False, width=_PLAIN_WIDTH, color_system=None)
+    # A line too long for a terminal is left to it: what is copied from there stays whole.
+    colors: Any = "auto" if console.is_terminal else None
+    console = Console(file=sys.stdout, highlight=False, width=_PLAIN_WIDTH, color_system=colors)
     with console.capture() as captured:
         console.print(table)
     for line in captured.get().splitlines():
@@ -183,6 +210,12 @@ def steps(what: str) -> Iterator[Callable[[str, int, int], None] | None]:
         yield lambda step, blocks, size: status.update(
             f"{what}, {step}: {count(blocks, 'block')}, {size_text(size)}"
         )
+
+
+def brief_text(cid: CidBytes) -> str:
+    """Return the text of a commit's CID, on a terminal so much of it as still is a version."""
+    text = format_cid(cid)
+    return text[:_SHORT_CID] if sys.stdout.isatty() else text
 
 
 def cid_text(cid: CidBytes | None) -> str | None:

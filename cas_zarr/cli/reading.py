@@ -67,9 +67,11 @@ def ls_command(
     node: str | None,
     as_json: bool,
 ) -> None:
-    """List the groups and arrays of a group."""
+    """List the groups and arrays of a group, or an array alone."""
     repo, root = opened(repository, version, branch, gateways=gateways, node=node)
-    nodes = list(iter_nodes(repo.blocks, root, path, depth=None if recursive else 1))[1:]
+    top, *nodes = iter_nodes(repo.blocks, root, path, depth=None if recursive else 1)
+    if top.kind == "array":
+        path, nodes = "", [top, *nodes]
     if as_json:
         print_json([_node_json(node) for node in nodes])
         return
@@ -78,7 +80,7 @@ def ls_command(
         ("NAME", "KIND", "TYPE", "SHAPE", "CHUNKS", "STORED", "SIZE"),
         [
             (
-                node.path[start:],
+                node.path[start:] or "/",
                 node.kind,
                 node.data_type or "",
                 shape_text(node.shape),
@@ -126,9 +128,11 @@ def show_command(
     ]
     if found.kind == "array":
         grid = "" if found.grid_size is None else f" of {found.grid_size:,}"
+        named = [found.dimension_names] if any(found.dimension_names) else []
         pairs += [
             ("type", found.data_type or "unknown"),
             ("shape", shape_text(found.shape) or "unknown"),
+            *(("dimensions", ", ".join(name or "-" for name in names)) for names in named),
             ("chunks", shape_text(found.chunk_shape) or "not regular"),
             ("codecs", ", ".join(found.codecs) or "none"),
             ("stored", f"{found.chunks:,}{grid} chunks, {size_text(found.size)}"),
@@ -385,6 +389,7 @@ def _node_json(node: NodeInfo) -> dict[str, Any]:
     if node.kind == "array":
         found |= {
             "shape": node.shape,
+            "dimension_names": node.dimension_names,
             "chunk_shape": node.chunk_shape,
             "data_type": node.data_type,
             "codecs": list(node.codecs),

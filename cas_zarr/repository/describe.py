@@ -62,6 +62,15 @@ class NodeInfo:
         return self.path.rpartition("/")[2]
 
     @property
+    def dimension_names(self) -> tuple[str, ...]:
+        """Names of an array's dimensions, "" for one without; none if its metadata has none."""
+        document = self.documents.get("zarr.json")
+        names = self.attributes.get("_ARRAY_DIMENSIONS")  # xarray's way in format 2
+        if isinstance(document, dict) and document.get("dimension_names") is not None:
+            names = document["dimension_names"]
+        return tuple(name if isinstance(name, str) else "" for name in _as_list(names))
+
+    @property
     def grid_size(self) -> int | None:
         """Number of chunks that cover the shape, stored or not."""
         if self.shape is None or self.chunk_shape is None:

@@ -6,7 +6,9 @@
     place      = expression [ ":" path ]
 
 A name is tried as a CID, then as a tag, then as a branch (its newest commit), then as a root that
-was kept after a conflict, then as a branch of another repository, as it was when it was fetched.
+was kept after a conflict, then as a branch of another repository, as it was when it was fetched,
+then as the first twelve characters or more of the CID of a commit, or of its root, in the histories
+of all these.
 ``~n`` follows the first parent n times (once if n is left out), ``^n`` takes the n-th parent.
 ``@2026-01-31`` follows first parents to what was there at the end of that day (minute, second), in
 UTC: the first commit that is not later. ``@{n}`` is what a branch or a tag was before its last n
@@ -66,6 +68,7 @@ CUT = (
 _SUFFIX = re.compile(rf"[~^][0-9]{{0,9}}|@\{{[0-9]{{1,9}}\}}|@{TIME_PATTERN}")
 _EXPRESSION = re.compile(rf"([^~^]*?)((?:{_SUFFIX.pattern})*)")
 _PLACE = re.compile(rf"((?>@{TIME_PATTERN}|[^:])*+)(?::(.*))?", re.DOTALL)
+_is_short_cid = re.compile(r"b[a-z2-7]{11,}").fullmatch  # seven are the same in all commits
 _MAX_EXPRESSION = 4096
 _MAX_STEPS = 1_000_000
 _MEMO_LIMIT = 1 << 14  # commits
@@ -366,7 +369,33 @@ def _of_name(blocks: BlockStore, refs: Refs, name: str) -> Resolved:
         return Resolved(kept.work, None, name)
     if tracked is not None:
         return Resolved(read_commit(blocks, tracked.commit).root, tracked.commit, name)
-    raise not_found(refs, name)
+    cid = _of_short_cid(blocks, refs, name) if _is_short_cid(name) else None
+    if cid is None:
+        raise not_found(refs, name)
+    return _of_cid(blocks, refs, cid, name)
+
+
+def _of_short_cid(blocks: BlockStore, refs: Refs, name: str) -> CidBytes | None:
+    """Find the commit or root whose CID begins so, in the histories of all refs."""
+    records: list[Branch | Tag | None] = [
+        look(ref)
+        for look, names in (
+            (refs.branch, refs.branches),
+            (refs.tag, refs.tags),
+            (refs.kept, refs.all_kept),
+            (refs.tracked, refs.all_tracked),
+        )
+        for ref in names()
+    ]
+    commits = Commits(blocks, refs)
+    known = {one.work for one in records if isinstance(one, Branch) and one.work is not None}
+    for cid in commits.walk(*(one.commit for one in records if one and one.commit is not None)):
+        known |= {cid, commits.read(cid).root}
+    found = sorted(cid for cid in known if format_cid(cid).startswith(name))
+    if len(found) > 1:
+        these = " and ".join(map(format_cid, found[:3]))
+        raise InvalidArgumentError(f"{name!r} stands for {these}; write more of the one meant")
+    return found[0] if found else None
 
 
 def _of_cid(blocks: BlockStore, refs: Refs, cid: CidBytes, name: str) -> Resolved:

@@ -183,6 +183,22 @@ def test_ls(repository: Path, command: Command) -> None:
     assert rows[0]["chunks"] == 4
 
 
+def test_ls_and_show_of_an_array(weather: Path, tmp_path: Path, command: Command) -> None:
+    (row,) = command("ls", weather, "t2m", "--json").json
+    assert (row["path"], row["dimension_names"]) == ("t2m", ["time", "x"])
+    assert command("ls", weather, "t2m").out == command("ls", weather).out
+    shown = command("show", weather, "t2m").out.splitlines()
+    assert "dimensions    time, x" in shown
+    with CASStore(tmp_path / "one.cas") as store:
+        zarr.create_array(store, shape=(3,), dtype="i1")
+    assert command("ls", tmp_path / "one.cas").out.splitlines()[1].split()[:3] == [
+        "/",
+        "array",
+        "int8",
+    ]
+    assert "dimensions" not in command("show", tmp_path / "one.cas").out
+
+
 def test_show(repository: Path, command: Command) -> None:
     array = command("show", repository, "first", "--json").json
     store = CASStore(repository, version="main")

@@ -7,29 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-RUN = "from cas_zarr.cli.main import main; main()"
-
-
-def shown_by(*arguments: object) -> tuple[str, bytes]:
-    """Return what a command shows on a terminal as its standard error, and its output."""
-    leader, follower = os.openpty()
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=follower,
-        check=False,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
-    )
-    os.close(follower)
-    shown = b""
-    try:
-        while part := os.read(leader, 100_000):
-            shown += part
-    except OSError:  # all was read
-        pass
-    os.close(leader)
-    assert done.returncode == 0, shown.decode()
-    return shown.decode(), done.stdout
+from commands import RUN, on_terminal
 
 
 def test_long_work_shows_how_far_it_is(weather: Path, tmp_path: Path) -> None:
@@ -39,7 +17,7 @@ def test_long_work_shows_how_far_it_is(weather: Path, tmp_path: Path) -> None:
         ("gc", clone, "--grace", "0"),
         ("repair", clone, "--from", weather),
     ):
-        shown, out = shown_by(*arguments)
+        shown, out = on_terminal(*arguments, stream="stderr")
         assert arguments[0] in shown
         assert b"\x1b" not in out
 

@@ -81,6 +81,16 @@ def test_metadata_that_make_no_sense(metadata: Any) -> None:
     assert info.grid_size is None
 
 
+def test_names_of_dimensions() -> None:
+    array = {"node_type": "array", "dimension_names": ["time", None, 3]}
+    assert described({"zarr.json": array}).dimension_names == ("time", "", "")
+    attributes = {".zarray": {}, ".zattrs": {"_ARRAY_DIMENSIONS": ["x", "y"]}}
+    assert described(attributes).dimension_names == ("x", "y")
+    for none in (None, "time", 7, {}):
+        assert described({"zarr.json": array | {"dimension_names": none}}).dimension_names == ()
+    assert described({"zarr.json": []}).dimension_names == ()
+
+
 def test_an_empty_chunk_grid_and_zero_size() -> None:
     grid = {"configuration": {"chunk_shape": [0, 2]}}
     info = described({"zarr.json": {"node_type": "array", "shape": [0, 4], "chunk_grid": grid}})

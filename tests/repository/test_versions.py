@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -55,6 +56,36 @@ def repository(tmp_path: Path) -> Repository:
 
 def value(repository: Repository, version: object) -> bytes:
     return bytes(repository.at(version)["n"])  # type: ignore[arg-type]
+
+
+def test_short_cids(repository: Repository) -> None:
+    session = repository.session()
+    session.prepare().set_value("n", b"not committed")
+    work = session.flush()
+    repository.refs.track("origin/x", expected=None, new=repository.refs.tag("v1"))
+    for version, expected in {"main": b"3", "other": b"2", "v1": b"1", "main~3": b"0"}.items():
+        found = repository.resolve(version)
+        assert found.commit is not None
+        for cid in (found.commit, found.root):
+            for length in (12, 16, 58):
+                assert value(repository, format_cid(cid)[:length]) == expected
+    short = format_cid(repository.resolve("main").commit)[:16]
+    assert value(repository, f"{short}~2") == b"1"
+    assert repository.resolve(short).name == short
+    assert value(repository, format_cid(work)[:16]) == b"not committed"
+    for unknown in (short[:11], short[:15] + "1", "b" * 20):
+        with pytest.raises(VersionNotFoundError, match="there is no version"):
+            repository.resolve(unknown)
+    repository.create_branch(short, "v1")  # a name comes first
+    assert value(repository, short) == b"1"
+
+
+def test_a_short_cid_of_two_is_refused(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "_is_short_cid", re.compile("bafyr4i").fullmatch)
+    with pytest.raises(InvalidArgumentError, match=r"'bafyr4i' stands for .* and .* write more"):
+        repository.resolve("bafyr4i")
 
 
 def test_expressions(repository: Repository) -> None:
