@@ -118,12 +118,12 @@ def test_only_missing_pieces_of_a_shard_come_to_the_host(
         fake.bus.clear()
         array[:] = on_device(data)
         more = fake.bus.down - (data.nbytes + index + digests)
-        assert 0 <= more < 6 * index  # zarr looks at it, and a checksum is made on the host
+        assert 0 <= more < 8 * index  # zarr looks at it, and a checksum is made on the host
         array[128:256, 256:384] = on_device(data[:128, :128] + 2)
         fake.bus.clear()
         array[:128, 256:384] = on_device(data[:128, :128] + 1)
         more = fake.bus.down - (128 * 128 * 4 + index + digests)
-        assert 0 <= more < 6 * index
+        assert 0 <= more < 8 * index
     data[128:256, 256:384] = data[:128, :128] + 2
     data[:128, 256:384] = data[:128, :128] + 1
     store.commit("shards")
@@ -140,7 +140,7 @@ def test_shards_that_a_device_encodes_are_cut_at_their_chunks(tmp_path: Path) ->
         array[:] = on_device(data)
         found = array[:]
     assert isinstance(found, DeviceArray)
-    np.testing.assert_array_equal(np.asarray(found), data)
+    np.testing.assert_array_equal(found.get(), data)
     mapping = store._tree.mapping
     sharded(plain, (4, 4), (256, 256), codecs=(BytesCodec(), ZstdCodec(level=0)))
     plain._tree.mapping["c/0/0"] = mapping["c/0/0"]
