@@ -6,11 +6,8 @@ And `verify` with all data finds each flipped bit, in whatever file it is.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
-import shutil
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +25,7 @@ Model = dict[str, dict[str, bytes]]
 Flip = tuple[str, int]
 """A file of the repository, and which of its bits."""
 
-PROCESSES = 2
+PARTS = 8
 
 
 def make_repository(path: Path) -> Model:
@@ -69,6 +66,23 @@ def all_flips(path: Path) -> list[Flip]:
         (str(file.relative_to(path)), bit)
         for file in files(path)
         for bit in range(8 * file.stat().st_size)
+    ]
+
+
+def telling_flips(path: Path) -> list[Flip]:
+    """Return all flips, but of each byte of a block in a pack one: to a hash they are alike."""
+    bodies: set[tuple[str, int]] = set()
+    with Repository.open(path, read_only=True) as repo:
+        blocks = [repo.blocks.get(cid) for cid in repo.blocks.list()]
+    for file in path.rglob("*.car"):
+        pack = file.read_bytes()
+        for block in blocks:
+            at = pack.find(block) if len(block) > 40 else -1  # longer than what an index holds
+            bodies |= {(str(file.relative_to(path)), at + i) for i in range(len(block)) if at >= 0}
+    return [
+        (name, bit)
+        for name, bit in all_flips(path)
+        if (name, bit // 8) not in bodies or bit % 8 == bit // 8 % 8
     ]
 
 
@@ -172,18 +186,10 @@ def test_flipped_bits_in_the_other_records(whole: tuple[Path, Model], tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
-def test_every_bit(whole: tuple[Path, Model], tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_flip_that_may_tell(whole: tuple[Path, Model], part: int) -> None:
     path, model = whole
-    flips = all_flips(path)
-    jobs = []
-    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
-        for number in range(PROCESSES):
-            copy = tmp_path / str(number)
-            shutil.copytree(path, copy)
-            jobs.append(pool.submit(attempt, copy, model, flips[number::PROCESSES]))
-        found = [reason for job in jobs for reason in job.result()]
-    assert found == []
+    assert attempt(path, model, telling_flips(path)[part::PARTS]) == []
 
 
 def test_the_model_is_what_zarr_reads(whole: tuple[Path, Model]) -> None:
