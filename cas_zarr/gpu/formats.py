@@ -39,6 +39,8 @@ _TYPES: Final = {  # nvcompType_t
     "int64": 6,
     "uint64": 7,
 }
+_ANY_TYPE: Final = 0xFF  # decoders take it as the streams have it
+
 _BITCOMP: Final = ("default", "sparse")  # in the order of their numbers there
 
 # What lies between the data type and the level in nvcompBatchedCascadedCompressOpts_t: the
@@ -243,7 +245,8 @@ class Cascaded(_Typed):
     @property
     def nvcomp(self) -> Algorithm:
         """The algorithm of nvCOMP, with its options."""
-        return Algorithm("Cascaded", PIECE, (self.type_code, *_CASCADED, self.level))
+        options = (self.type_code, *_CASCADED, self.level)
+        return Algorithm("Cascaded", PIECE, options, decoding=(0, 0, _ANY_TYPE))
 
 
 @dataclass(frozen=True)
@@ -255,7 +258,7 @@ class Ans(_Format):
     @property
     def nvcomp(self) -> Algorithm:
         """The algorithm of nvCOMP, with its options."""
-        return Algorithm("ANS", PIECE)
+        return Algorithm("ANS", PIECE, decoding=(0, _ANY_TYPE))
 
 
 @dataclass(frozen=True)

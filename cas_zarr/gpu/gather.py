@@ -13,7 +13,7 @@ from cas_zarr.gpu.hashing import Launch
 from cas_zarr.gpu.kernels import cupy, loaded
 from cas_zarr.gpu.memory import pinned
 
-__all__ = ["Gathering", "plan_gathering", "prefers_gathering", "to_host"]
+__all__ = ["Gathering", "gather", "plan_gathering", "prefers_gathering", "to_host"]
 
 _WORD = 16
 _THREADS = 128  # also named in the source
@@ -76,6 +76,16 @@ def plan_gathering(addresses: Sequence[int], sizes: Sequence[int]) -> Gathering:
     )
 
 
+def gather(plan: Gathering, slab: Any) -> None:
+    """Copy blobs into a slab of the current device, as they were planned."""
+    if not plan.tiles:
+        return
+    table = cupy().asarray(plan.table)
+    launch = plan.launch(table.data.ptr, slab.data.ptr)
+    arguments = tuple(map(np.uint64, launch.arguments))
+    loaded("gather")[launch.kernel]((launch.blocks,), (launch.threads,), arguments)
+
+
 def prefers_gathering(sizes: Sequence[int]) -> bool:
     """Tell whether blobs had better be gathered on the device than copied one by one."""
     return len(sizes) >= _FEWEST and sum(sizes) < _LARGEST_MEAN * len(sizes)
@@ -109,13 +119,9 @@ def _gathered(blobs: Sequence[Any]) -> list[memoryview] | None:
     plan = plan_gathering([blob.data.ptr for blob in blobs], sizes)
     try:
         slab = array.empty(plan.size, array.uint8)
-        table = array.asarray(plan.table)
+        gather(plan, slab)
     except array.cuda.memory.OutOfMemoryError:
         return None
-    if plan.tiles:
-        launch = plan.launch(table.data.ptr, slab.data.ptr)
-        arguments = tuple(map(np.uint64, launch.arguments))
-        loaded("gather")[launch.kernel]((launch.blocks,), (launch.threads,), arguments)
     return _received([(slab, 0)], plan.size, plan.starts.tolist(), sizes)
 
 

@@ -68,11 +68,14 @@ class Algorithm:
         Bytes of the largest chunk that is encoded or decoded.
     options : tuple of int
         The first words of the options of the encoder, of 32 bits each; the others are 0.
+    decoding : tuple of int
+        The same of the decoder.
     """
 
     name: str
     largest: int
     options: tuple[int, ...] = ()
+    decoding: tuple[int, ...] = ()
 
 
 ZSTD: Final = Algorithm("Zstd", (1 << 31) - 1)
@@ -262,7 +265,7 @@ class Codec:
             Whether each decoded to as many bytes.
         """
         array = cupy()
-        count, options, scratch = len(sizes), Options(), ctypes.c_size_t()
+        count, options, scratch = len(sizes), Options(self.algorithm.decoding), ctypes.c_size_t()
         self._call(
             *("DecompressGetTempSize", count, int(sizes.max())),
             *(options, ctypes.byref(scratch), int(sizes.sum()), _stream()),
@@ -299,8 +302,8 @@ class Codec:
 
     def _alignments(self, way: str) -> Alignments:
         found = Alignments()
-        options = Options(self.algorithm.options) if way == "Compress" else Options()
-        self._call(f"{way}GetRequiredAlignments", options, ctypes.byref(found))
+        words = self.algorithm.options if way == "Compress" else self.algorithm.decoding
+        self._call(f"{way}GetRequiredAlignments", Options(words), ctypes.byref(found))
         return found
 
     def _call(self, name: str, *arguments: Any) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cas_zarr.errors import FormatError
+from cas_zarr.gpu.gather import gather, plan_gathering, to_host
 from cas_zarr.gpu.kernels import cupy
 from cas_zarr.gpu.nvcomp import MAJOR, Algorithm, Codec
 
@@ -135,7 +136,7 @@ def encode(algorithm: Algorithm, chunks: Sequence[Any]) -> list[Any]:
     Returns
     -------
     list of cupy.ndarray of uint8
-        The values, each at a multiple of 256 of one slab.
+        The values, each at a multiple of 16 of one slab.
 
     Raises
     ------
@@ -214,20 +215,24 @@ def _joined(slab: Any, layouts: Sequence[Layout]) -> list[Any]:
     array = cupy()
     heads = [layout.head() for layout in layouts]
     head = array.asarray(np.frombuffer(b"".join(heads), np.uint8))
-    zeros = array.zeros(_SLOT, np.uint8)
-    begins = _begins([layout.end for layout in layouts])
-    parts, row, at = [], 0, 0
-    for layout, each, begin, behind in zip(layouts, heads, begins, begins[1:], strict=False):
-        parts.append(head[at : at + len(each)])
+    addresses: list[int] = []
+    sizes: list[int] = []
+    firsts: list[int] = []
+    at, slot = head.data.ptr, 0 if slab is None else slab.data.ptr
+    for layout, each in zip(layouts, heads, strict=True):
+        firsts.append(len(sizes))
+        addresses.append(at)
         at += len(each)
-        for length in layout.lengths.tolist():
-            parts += [slab[row, :length], zeros[: -length % _GRAIN]]
-            row += 1
-        parts.append(zeros[: int(behind - begin) - _rounded(layout.end, _GRAIN)])
-    joined = array.concatenate(parts)
+        sizes += [len(each), *layout.lengths.tolist()]
+        for _ in layout.lengths:
+            addresses.append(slot)
+            slot += slab.shape[1]
+    plan = plan_gathering(addresses, sizes)  # all lie at multiples of 16, and come to such
+    joined = array.zeros(plan.size, np.uint8)
+    gather(plan, joined)
+    begins = plan.starts[firsts].tolist()
     return [
-        joined[int(begin) : int(begin) + layout.end]
-        for begin, layout in zip(begins, layouts, strict=False)
+        joined[begin : begin + layout.end] for begin, layout in zip(begins, layouts, strict=True)
     ]
 
 
@@ -247,9 +252,8 @@ def _layouts(values: Sequence[Any], name: str) -> list[Layout]:
 def _read(values: Sequence[Any], start: int, counts: Sequence[int]) -> list[bytes]:
     """Return the bytes of each value from `start` on, as many as there are of those asked for."""
     parts = [value[start : start + count] for value, count in zip(values, counts, strict=True)]
-    read = cupy().concatenate(parts).get()
-    bounds = np.cumsum([part.nbytes for part in parts])[:-1]
-    return [part.tobytes() for part in np.split(read, bounds)]
+    read = iter(to_host([part for part in parts if part.nbytes]))
+    return [bytes(next(read)) if part.nbytes else b"" for part in parts]
 
 
 def _steps(size: int) -> NDArray[np.int64]:

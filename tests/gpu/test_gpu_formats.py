@@ -6,7 +6,6 @@ that nvCOMP has for hosts.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 import zarr
 from gpu.arrays import create, field
 from gpu.fakecupy import DeviceArray, Fake, on_device
+from gpu.hostformats import deflated
 from zarr.core.array_spec import ArrayConfig, ArraySpec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.dtype import UInt8
@@ -292,21 +292,6 @@ def test_without_a_device_arrays_open_and_chunks_say_what_is_missing(
 
 
 # -- the library for hosts ------------------------------------------------------------------------
-
-
-def deflated(data: bytes) -> bytes:
-    """Return a stream of gdeflate, by the library's encoder."""
-    library = gdeflate._library()
-    library.libdeflate_alloc_gdeflate_compressor.restype = ctypes.c_void_p
-    library.libdeflate_gdeflate_compress.restype = ctypes.c_size_t
-    encoder = ctypes.c_void_p(library.libdeflate_alloc_gdeflate_compressor(6))
-    room = ctypes.create_string_buffer(2 * PIECE)
-    page = gdeflate.Page(ctypes.cast(room, ctypes.c_char_p), len(room))
-    made = library.libdeflate_gdeflate_compress(
-        encoder, data, ctypes.c_size_t(len(data)), ctypes.byref(page), ctypes.c_size_t(1)
-    )
-    library.libdeflate_free_gdeflate_compressor(encoder)
-    return room.raw[:made]
 
 
 def value_of(data: bytes) -> bytes:

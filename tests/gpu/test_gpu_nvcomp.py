@@ -11,9 +11,12 @@ import pytest
 
 from cas_zarr.errors import MissingDependencyError
 from cas_zarr.gpu import nvcomp
+from cas_zarr.gpu.formats import Ans, Bitcomp, Cascaded, Gdeflate
 from cas_zarr.gpu.nvcomp import GZIP, LZ4, ZSTD, Algorithm, Codec, Options, library
+from cas_zarr.gpu.pieces import PIECE
 
-ALGORITHMS = [GZIP, LZ4, ZSTD]
+OWN = [Ans().nvcomp, Bitcomp().nvcomp, Cascaded("uint32").nvcomp, Gdeflate().nvcomp]
+ALGORITHMS = [GZIP, LZ4, ZSTD, *OWN]
 each = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.name)
 
 PROGRAM = """
@@ -63,7 +66,7 @@ def test_options_are_those_of_the_headers(
     )
     size = ctypes.sizeof(Options)
     assert compress == [size, *Options(algorithm.options).words]
-    assert decompress == [size, *Options().words]
+    assert decompress == [size, *Options(algorithm.decoding).words]
     assert algorithm.largest <= min(largest)
 
 
@@ -85,6 +88,34 @@ def test_every_function_is_there(wheel: Path, algorithm: Algorithm) -> None:
     assert wheel
     for name in ("CompressAsync", "DecompressAsync", "GetDecompressSizeAsync"):
         assert getattr(library(), f"nvcompBatched{algorithm.name}{name}")
+
+
+@pytest.mark.parametrize("algorithm", OWN, ids=lambda algorithm: algorithm.name)
+def test_pieces_suit_the_library(wheel: Path, algorithm: Algorithm) -> None:
+    assert wheel
+    codec = Codec(algorithm)
+    for way in ("Compress", "Decompress"):
+        found = codec._alignments(way)
+        assert 16 % found.input == 0  # where pieces lie in a value
+        assert 256 % found.output == 0
+    assert algorithm.largest == PIECE
+
+
+@pytest.mark.parametrize("level", range(8))
+def test_every_option_is_taken(wheel: Path, level: int) -> None:
+    assert wheel
+    types = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
+    for codec in (
+        *(Bitcomp(name, algorithm) for name in types for algorithm in ("default", "sparse")),
+        *(Cascaded(name, level) for name in types),
+        Gdeflate(min(level, 5)),
+    ):
+        most = ctypes.c_size_t()
+        options = Options(codec.nvcomp.options)
+        Codec(codec.nvcomp)._call(
+            "CompressGetMaxOutputChunkSize", PIECE, options, ctypes.byref(most)
+        )
+        assert most.value > PIECE
 
 
 def test_a_missing_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
