@@ -224,12 +224,12 @@ def check_history(path: Path, expected: set[str]) -> None:
 
 
 @pytest.mark.slow
-def test_eight_processes_commit_two_hundred_times_each(path: Path) -> None:
-    assert finish(run_writers(path, 8, 200), 500) == 0
-    check_history(path, {f"{number} {turn}" for number in range(8) for turn in range(200)})
+def test_eight_processes_commit_fifty_times_each(path: Path) -> None:
+    assert finish(run_writers(path, 8, 50), 500) == 0
+    check_history(path, {f"{number} {turn}" for number in range(8) for turn in range(50)})
     assert Repository.open(path).verify().ok
     keys = set(content(path))
-    assert {f"{number}/{turn}" for number in range(8) for turn in range(200)} <= keys
+    assert {f"{number}/{turn}" for number in range(8) for turn in range(50)} <= keys
 
 
 def test_what_overlaps_is_a_conflict_of_all_but_one(path: Path) -> None:
