@@ -37,6 +37,7 @@ HERE = Path(__file__).resolve().parent
 KUBO = "0.43.1"
 VERSITYGW = "1.8.0"
 OLDEST_NODE = 22
+QUICKLY = ("-ldflags=-s -w", "-gcflags=all=-dwarf=false")  # nothing for debuggers
 OFFLINE = {
     "DO_NOT_TRACK": "1",
     "IPFS_TELEMETRY": "off",
@@ -118,7 +119,7 @@ def _build(name: str, version: str, package: str, source: Path, target: Path) ->
     with _made_beside(target.parent) as folder:
         print(f"building {name} {version} with Go, once: this takes some minutes", file=sys.stderr)
         _do(
-            [go, "build", "-mod=readonly", "-o", str(folder / target.name), package],
+            [go, "build", "-mod=readonly", *QUICKLY, "-o", str(folder / target.name), package],
             source,
             # a workspace around the checkout would change what is built
             {"GOWORK": "off", "GOFLAGS": "-buildvcs=false"},
