@@ -510,8 +510,8 @@ class LocalBlocks(CollectableBlocks):
         self._writer = None
 
     def _unlock(self) -> None:
-        locks, self._locks = self._locks, []
-        for descriptor in locks:
+        while self._locks:
+            descriptor = self._locks.pop()
             disk.unlock(descriptor)
             os.close(descriptor)
 

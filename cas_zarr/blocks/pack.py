@@ -17,6 +17,7 @@ import secrets
 import weakref
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
@@ -40,6 +41,7 @@ __all__ = [
     "Pack",
     "Source",
     "create_part",
+    "finish_part",
     "is_pack_name",
     "iter_sections",
     "parse_section",
@@ -183,7 +185,8 @@ class _File:
         self.fd = fd
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        with suppress(AttributeError):  # an interrupt came before it had one
+            os.close(self.fd)
 
 
 _awake: deque[weakref.ref[Pack]] = deque()
@@ -309,8 +312,8 @@ def create_part(folder: str) -> tuple[int, str]:
         os.close(fd)
 
 
-def seal_part(fd: int, path: str, data_size: int, index: bytes, salt: bytes = b"") -> str:
-    """Make a pack of a part file whose payload is written; return its path, durable but its name.
+def finish_part(fd: int, path: str, data_size: int, index: bytes, salt: bytes = b"") -> str:
+    """Make a durable file of a part file whose payload is written; return the name it is to get.
 
     Parameters
     ----------
@@ -335,7 +338,12 @@ def seal_part(fd: int, path: str, data_size: int, index: bytes, salt: bytes = b"
     except OSError as error:
         raise NotDurableError(error.errno, error.strerror) from error
     name = BLAKE3.digest(BLAKE3.digest(index) + salt)[:16].hex() + PACK_SUFFIX
-    target = os.path.join(os.path.dirname(path), name)
+    return os.path.join(os.path.dirname(path), name)
+
+
+def seal_part(fd: int, path: str, data_size: int, index: bytes, salt: bytes = b"") -> str:
+    """Make a pack of a part file as `finish_part` does, under its name; that is not durable yet."""
+    target = finish_part(fd, path, data_size, index, salt)
     disk.rename(path, target)
     return target
 

@@ -20,9 +20,9 @@ from cas_zarr.blocks.pack import (
     NotDurableError,
     Pack,
     create_part,
+    finish_part,
     iter_sections,
     parse_section,
-    seal_part,
 )
 from cas_zarr.cid import DIGEST_SIZE, BytesLike, CidBytes, encode_varint
 from cas_zarr.codecs.car import DATA_START
@@ -55,9 +55,17 @@ class Run:
         """Size of the payload so far, in bytes."""
         return self.writer.data_size
 
+    @property
+    def last(self) -> int:
+        """Offset of the last block of this run in the payload."""
+        return max(int(offsets.max()) for _, _, offsets in self.index.records())
+
 
 class PackWriter:
     """A pack that grows. The caller holds `lock` for everything but reading.
+
+    An interrupt may come between any two steps of a change: the next change begins with what the
+    places say, and drops what an interrupted one has left behind them.
 
     Parameters
     ----------
@@ -88,7 +96,9 @@ class PackWriter:
         self._directory = directory
         self._lock = lock
         self.runs: list[Run] = []
-        self._run_blocks = 0
+        self._target = ""  # the name that this gets; once it is known, nothing is added
+        self._pack: Pack | None = None
+        self._settled = True  # no change has begun and not ended
         self._slab = bytearray(EMPTY_PAYLOAD)
         self._slab_start = 0  # offset of the slab in the payload: what is before it is in the file
         self._length = -1  # of the last section, and its varint: sizes repeat
@@ -106,12 +116,19 @@ class PackWriter:
         return self._run_blocks + len(self.places)
 
     @property
+    def _run_blocks(self) -> int:
+        return sum(run.index.count for run in self.runs)
+
+    @property
     def data_size(self) -> int:
         """Size of the payload so far, in bytes."""
         return self._slab_start + len(self._slab)
 
     def add(self, cid: CidBytes, key: bytes, data: BytesLike) -> None:
         """Append a block, which is not held yet. When this raises, it was not appended."""
+        if not self._settled:
+            self._settle()
+        self._settled = False
         slab = self._slab
         size = len(data)
         length = len(cid) + size
@@ -122,9 +139,10 @@ class PackWriter:
             if slab:
                 self._spill()
             head = self._varint + cid
-            disk.pwritev(self.fd, (head, data), DATA_START + self._slab_start)
-            self.places[key] = self._slab_start
-            self._slab_start += len(head) + size
+            offset = self._slab_start
+            disk.pwritev(self.fd, (head, data), DATA_START + offset)
+            self._slab_start = offset + len(head) + size
+            self.places[key] = offset
             self.full = self.full or self._slab_start >= _MAX_BYTES
         else:
             if len(slab) >= _SLAB_SIZE:
@@ -136,6 +154,7 @@ class PackWriter:
             self.places[key] = offset
         if len(self.places) >= _RUN_LENGTH:
             self._freeze()
+        self._settled = True
 
     def find(self, key: bytes) -> int | None:
         """Return the offset of a block's section, or None."""
@@ -182,34 +201,61 @@ class PackWriter:
     def seal(self) -> Pack:
         """Make a durable pack of what was added; its name in the folder is not durable yet.
 
-        After an `OSError` everything that was added is still here and readable.
+        After an `OSError` everything that was added is still here and readable. After an interrupt
+        it is completed by the next call.
         """
+        if self._target and self.path != self._target and not os.path.exists(self.path):
+            self.path = self._target  # the interrupt came just behind the rename
+        if not self._target or self.path != self._target:
+            self._finish()
+        if self._pack is None:
+            self._pack = Pack(self.path, os.dup(self.fd))  # readers may still use this writer
+        if self._pack not in self._directory.holders():
+            self._directory.replace(self.runs, self._pack)
+        return self._pack
+
+    def _finish(self) -> None:
+        if not self._settled:
+            self._settle()
+        self._settled = False
         self._spill()
         self._freeze()
+        self._settled = True
         index = self.runs[0].index_bytes if len(self.runs) == 1 else self._merged_index()
-        fd = os.dup(self.fd)  # readers may still use this writer
         try:
             # The salt keeps the name from meaning a pack of another process, which may be about
             # to remove its own.
-            path = seal_part(self.fd, self.path, self._slab_start, index, os.urandom(16))
+            target = finish_part(self.fd, self.path, self._slab_start, index, os.urandom(16))
         except OSError as error:
-            os.close(fd)
             self.tainted = isinstance(error, NotDurableError)
             raise
-        self.path = path
-        pack = Pack(path, fd)
-        self._directory.replace(self.runs, pack)
-        return pack
+        self.full = True  # whoever has seen the name relies on what is in the file
+        self._target = target
+        disk.rename(self.path, target)
+        self.path = target
 
     def discard(self) -> None:
-        """Remove the part file. What was added is gone."""
+        """Remove the part file, unless it is a pack by now. What was added is gone."""
         self._directory.replace(self.runs, None)
-        if self._pid == os.getpid():
+        if self._pid == os.getpid() and self.path != self._target:
             disk.unlink(self.path)
 
     def abandon(self, lock: threading.RLock) -> None:
         """In a forked child: keep this for reading what the parent had written by then."""
         self._lock = lock
+
+    def _settle(self) -> None:
+        """Drop what an interrupted change has left behind the last block that has a place."""
+        if self.places:
+            last = next(reversed(self.places.values()))
+        else:
+            last = max((run.last for run in self.runs), default=-1)
+        end = len(EMPTY_PAYLOAD) if last < 0 else last + parse_section(self.read(last, 300))[2]
+        if end < self._slab_start:
+            self._slab.clear()
+            self._slab_start = end
+        else:
+            del self._slab[end - self._slab_start :]
 
     def _spill(self) -> None:
         if self._slab:
@@ -222,6 +268,16 @@ class PackWriter:
         """Turn the dict of places into a sorted run."""
         if not self.places:
             return
+        key, offset = next(iter(self.places.items()))
+        if self.runs and self.runs[-1].index.find(key) == offset:  # an interrupt left the dict
+            self._directory.replace(self.runs[-1:], None)
+            self.runs.pop()
+        self.runs.append(self._run())
+        self.full = self.full or self._run_blocks >= _MAX_BLOCKS
+        self._directory.add(self.runs[-1])  # before the dict goes: a reader looks there first
+        self.places = {}
+
+    def _run(self) -> Run:
         keys = np.frombuffer(b"".join(self.places), np.uint8).reshape(-1, KEY_SIZE)
         places = np.fromiter(self.places.values(), np.uint64, len(self.places))
         codes = np.unique(keys[:, 0]).tolist()
@@ -229,12 +285,7 @@ class PackWriter:
             (code, keys[keys[:, 0] == code, KEY_SIZE - DIGEST_SIZE :], places[keys[:, 0] == code])
             for code in codes
         ]
-        run = Run(encode_index(groups), self)
-        self.runs.append(run)
-        self._run_blocks += len(places)
-        self.full = self.full or self._run_blocks >= _MAX_BLOCKS
-        self._directory.add(run)  # before the dict goes: a reader looks there first
-        self.places = {}
+        return Run(encode_index(groups), self)
 
     def _merged_index(self) -> bytes:
         records = [record for run in self.runs for record in run.index.records()]

@@ -17,7 +17,9 @@ is synced and renamed, so a reader never sees half of one.
 from __future__ import annotations
 
 import fcntl
+import io
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -272,14 +274,13 @@ def _cannot_list(error: OSError) -> None:
         raise disk.failure(error, "list it", str(error.filename)) from error
 
 
-_held: set[int] = set()
+_held: weakref.WeakSet[io.FileIO] = weakref.WeakSet()
 
 
 def _let_go() -> None:
     # A child of fork shares the lock; were it to keep it, it would outlive its holder.
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
+    for file in list(_held):
+        file.close()
 
 
 os.register_at_fork(after_in_child=_let_go)
@@ -288,21 +289,19 @@ os.register_at_fork(after_in_child=_let_go)
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock of the repository at `path`, against other threads and processes."""
-    file = path / LOCK
+    name = path / LOCK
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        file = io.FileIO(name, "a")  # wherever an interrupt comes, it closes itself
+        _held.add(file)
+        fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
-        raise disk.failure(error, "lock it", str(file)) from error
-    _held.add(descriptor)
+        raise disk.failure(error, "lock it", str(name)) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            raise disk.failure(error, "lock it", str(file)) from error
         yield
     finally:
-        _held.discard(descriptor)
-        os.close(descriptor)
+        if not file.closed:  # a child that was forked by another thread just now may have it, too
+            disk.unlock(file.fileno())
+            file.close()
 
 
 def _read_file(file: Path, limit: int = MAX_REF_BYTES) -> bytes | None:
