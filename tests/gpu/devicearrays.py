@@ -133,6 +133,9 @@ class DeviceArray:
     def crossed(self, up: int = 0, down: int = 0) -> None:
         """Count what went over the bus."""
 
+    def worked_on(self) -> None:
+        """Be told that a kernel of the current device reads it or writes to it."""
+
     # -- shapes and types
 
     def view(self, dtype: Any = None) -> DeviceArray:
@@ -150,7 +153,7 @@ class DeviceArray:
         """Return it as another data type."""
         del casting, subok
         check_dtype(self.dtype)
-        made = self._host.astype(check_dtype(dtype), order=order, copy=copy)  # type: ignore[call-overload]
+        made = _plain(self).astype(check_dtype(dtype), order=order, copy=copy)  # type: ignore[call-overload]
         return self if made is self._host else self._made(made)
 
     def reshape(self, *shape: Any, order: str = "C") -> DeviceArray:
@@ -159,6 +162,8 @@ class DeviceArray:
 
     def ravel(self, order: str = "C") -> DeviceArray:
         """Return it as a row."""
+        if not self.flags.c_contiguous:
+            self.worked_on()
         return self._made(self._host.ravel(order))  # type: ignore[arg-type]
 
     def transpose(self, *axes: Any) -> DeviceArray:
@@ -177,7 +182,7 @@ class DeviceArray:
 
     def fill(self, value: Any) -> None:
         """Fill it with a scalar."""
-        self._host.fill(_plain(value))
+        _plain(self).fill(_plain(value))
 
     def __getitem__(self, key: Any) -> DeviceArray:
         found = self._host[_key(key)]
@@ -187,7 +192,7 @@ class DeviceArray:
         if isinstance(value, np.ndarray) and value.ndim:
             raise TypeError(f"Unsupported type {type(value)}")
         check_dtype(self.dtype)
-        self._host[_key(key)] = _plain(value)
+        _plain(self)[_key(key)] = _plain(value)
 
     def _made(self, host: Any) -> DeviceArray:
         return type(self)(host if type(host) is np.ndarray else np.asarray(host), self.device)
@@ -196,27 +201,27 @@ class DeviceArray:
 
     def any(self, axis: Any = None) -> DeviceArray:
         """Tell whether some are true."""
-        return self._made(self._host.any(axis))
+        return self._made(_plain(self).any(axis))
 
     def all(self, axis: Any = None) -> DeviceArray:
         """Tell whether all are true."""
-        return self._made(self._host.all(axis))
+        return self._made(_plain(self).all(axis))
 
     def sum(self, axis: Any = None, dtype: Any = None) -> DeviceArray:
         """Return the sum."""
-        return self._made(self._host.sum(axis, dtype))
+        return self._made(_plain(self).sum(axis, dtype))
 
     def mean(self, axis: Any = None, dtype: Any = None) -> DeviceArray:
         """Return the mean."""
-        return self._made(self._host.mean(axis, dtype))
+        return self._made(_plain(self).mean(axis, dtype))
 
     def max(self, axis: Any = None) -> DeviceArray:
         """Return the largest."""
-        return self._made(self._host.max(axis))
+        return self._made(_plain(self).max(axis))
 
     def min(self, axis: Any = None) -> DeviceArray:
         """Return the smallest."""
-        return self._made(self._host.min(axis))
+        return self._made(_plain(self).min(axis))
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         given = [*inputs, *options.get("out", ())]
@@ -238,7 +243,10 @@ class DeviceArray:
 
 
 def _plain(value: Any) -> Any:
-    return value._host if isinstance(value, DeviceArray) else value
+    if not isinstance(value, DeviceArray):
+        return value
+    value.worked_on()
+    return value._host
 
 
 def _key(key: Any) -> Any:
@@ -254,7 +262,7 @@ def _operator(name: str, *, reflected: bool = False) -> Callable[..., Any]:
             if isinstance(each, np.ndarray) and each.ndim:
                 raise TypeError(f"Unsupported type {type(each)}")
         check_dtype(self.dtype)
-        given = [self._host, *map(_plain, others)]
+        given = [_plain(self), *map(_plain, others)]
         return self._made(work(*(reversed(given) if reflected else given)))
 
     return method
@@ -311,7 +319,7 @@ def _array_equal(self: DeviceArray, one: Any, other: Any, equal_nan: bool = Fals
 def _concatenate(self: DeviceArray, arrays: Any, axis: int = 0) -> Any:
     if not all(isinstance(each, DeviceArray) for each in arrays):
         raise TypeError("Only cupy arrays can be concatenated")
-    return self._made(np.concatenate([each._host for each in arrays], axis))
+    return self._made(np.concatenate([_plain(each) for each in arrays], axis))
 
 
 def _asarray(self: DeviceArray, value: Any, dtype: Any = None, **options: Any) -> Any:

@@ -12,7 +12,6 @@ import re
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,6 +43,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.held = 0
+        self.regions: dict[int, tuple[int, int]] = {}
         self.clear()
 
     def clear(self) -> None:
@@ -58,13 +58,38 @@ class Memory:
     def take(self, owner: Any, size: int) -> None:
         """Count memory until its owner goes."""
         self.held += size
-        weakref.finalize(owner, self._free, size)
+        self.regions[id(owner)] = owner.ctypes.data, owner.nbytes
+        weakref.finalize(owner, self._free, id(owner), size)
 
-    def _free(self, size: int) -> None:
+    def _free(self, owner: int, size: int) -> None:
         self.held -= size
+        del self.regions[owner]
 
 
-MEMORY = Memory()
+DEVICES = (Memory(), Memory())
+MEMORY = DEVICES[0]
+CURRENT = threading.local()
+
+
+def current() -> int:
+    """Return the device that this thread works on."""
+    return getattr(CURRENT, "device", 0)
+
+
+def check_address(address: int) -> None:
+    """Refuse an address of another device than the current one."""
+    for number, memory in enumerate(DEVICES):
+        if number != current():
+            for begin, size in list(memory.regions.values()):
+                assert not begin <= address < begin + size, f"this lies on device {number}"
+
+
+def check_table(address: int) -> None:
+    """Refuse addresses of another device in what may be a small table at an address."""
+    for begin, size in list(DEVICES[current()].regions.values()):
+        if begin <= address < begin + size and size < 20_000:
+            for word in words(address, (begin + size - address) // 8).tolist():
+                check_address(word)
 
 
 class PinnedMemory:
@@ -80,21 +105,21 @@ class PinnedMemory:
 
 
 class Bus:
-    """What was copied, in bytes, and by how many copies to the host."""
+    """What was copied, in bytes: up, down by so many copies, and from device to device."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
         """Count anew."""
-        self.up = self.down = self.downs = 0
+        self.up = self.down = self.downs = self.across = 0
 
 
 BUS = Bus()
 
 
 class DeviceArray(devicearrays.DeviceArray):
-    """An array of the only device, which counts what crosses the bus."""
+    """An array of a device, by default the current one, which counts what crosses the bus."""
 
     def __init__(self, host: NDArray[Any], device: Any = None) -> None:
         super().__init__(host, device or Device())
@@ -105,11 +130,40 @@ class DeviceArray(devicearrays.DeviceArray):
         BUS.down += down
         BUS.downs += down > 0
 
+    def worked_on(self) -> None:
+        """Refuse a kernel of another device: it may not reach this memory."""
+        assert self.device.id == current(), f"{self.device} is worked on by {Device()}"
 
-class Device(nullcontext[None]):
-    """The only device."""
+    def copy(self, order: str = "C") -> DeviceArray:
+        """Return a copy on the current device."""
+        if self.device.id == current():
+            return super().copy(order)
+        if not (self.flags.c_contiguous or self.flags.f_contiguous):
+            raise NotImplementedError("CuPy cannot copy non-contiguous array between devices.")
+        made = DeviceArray(aligned(self.nbytes).view(self.dtype).reshape(self.shape))
+        made._host[...] = self._host
+        DEVICES[current()].take(made._host.base, self.nbytes)
+        BUS.across += self.nbytes
+        return made
 
-    id = 0
+
+class Device:
+    """A device, by default the current one; as a context it is the current one."""
+
+    def __init__(self, number: int | None = None) -> None:
+        self.id = current() if number is None else number
+        self._before: list[int] = []
+
+    def __enter__(self) -> Device:
+        self._before.append(current())
+        CURRENT.device = self.id
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        CURRENT.device = self._before.pop()
+
+    def __repr__(self) -> str:
+        return f"device {self.id}"
 
 
 def on_device(array: Any) -> DeviceArray:
@@ -118,11 +172,12 @@ def on_device(array: Any) -> DeviceArray:
         return array
     array = np.asarray(array)
     devicearrays.check_dtype(array.dtype)
-    MEMORY.check(array.nbytes)
+    memory = DEVICES[current()]
+    memory.check(array.nbytes)
     BUS.up += array.nbytes
     copied = aligned(array.nbytes).view(array.dtype).reshape(array.shape)
     copied[...] = array
-    MEMORY.take(copied.base, array.nbytes)
+    memory.take(copied.base, array.nbytes)
     return DeviceArray(copied)
 
 
@@ -152,18 +207,42 @@ class FakeCupy(HostCupy):
             runtime=SimpleNamespace(
                 CUDARuntimeError=CUDARuntimeError,
                 getDeviceCount=lambda: self.devices,
-                memGetInfo=lambda: (MEMORY.capacity - MEMORY.held, MEMORY.capacity),
+                getDevice=current,
+                memGetInfo=self._mem_get_info,
             ),
         )
+
+    @staticmethod
+    def _mem_get_info() -> tuple[int, int]:
+        memory = DEVICES[current()]
+        return memory.capacity - memory.held, memory.capacity
+
+    def RawModule(self, code: str, options: tuple[str, ...]) -> Any:
+        """Return a module whose kernels refuse memory of other devices."""
+        module = super().RawModule(code, options)
+
+        def get_function(name: str) -> Callable[..., None]:
+            function = module.get_function(name)
+
+            def launch(grid: Any, block: Any, arguments: tuple[Any, ...]) -> None:
+                for argument in map(int, arguments):
+                    check_address(argument)
+                    if self.devices > 1:
+                        check_table(argument)
+                function(grid, block, arguments)
+
+            return launch
+
+        return SimpleNamespace(get_function=get_function)
 
     def empty(self, shape: Any, dtype: Any = float, order: str = "C") -> DeviceArray:
         """Return memory of the device, filled with what must not be relied on."""
         shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
         dtype = devicearrays.check_dtype(dtype)
         size = int(np.prod(shape)) * dtype.itemsize
-        MEMORY.check(size)
+        DEVICES[current()].check(size)
         memory = np.empty(size + 256, np.uint8)
-        MEMORY.take(memory, size)
+        DEVICES[current()].take(memory, size)
         memory[:] = 0xA5
         skip = -memory.ctypes.data % 256
         made = memory[skip : skip + size].view(dtype).reshape(shape, order=order)
@@ -220,6 +299,7 @@ class FakeNvcomp:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.devices: set[int] = set()
         self.decoded = 0
         self._lock = threading.Lock()
 
@@ -232,6 +312,7 @@ class FakeNvcomp:
         def call(*arguments: Any) -> int:
             with self._lock:
                 self.calls.append(name)
+                self.devices.add(current())
             plain = [
                 each.value if isinstance(each, ctypes.c_size_t) else each for each in arguments
             ]
@@ -277,6 +358,8 @@ class FakeNvcomp:
         ):
             assert size <= largest
             assert begin % grain == target % grain == 0
+            check_address(begin)
+            check_address(target)
             made = encoders.encode(algorithm, ctypes.string_at(begin, size), options.words)
             ctypes.memmove(target, made, len(made))
             words(encoded, count)[row] = len(made)
@@ -312,6 +395,8 @@ class FakeNvcomp:
                 strict=True,
             )
         ):
+            check_address(begin)
+            check_address(target)
             made = encoders.decode(algorithm, ctypes.string_at(begin, size), space)
             ctypes.memmove(target, made, len(made))
             words(decoded, count)[row] = len(made)
@@ -325,10 +410,12 @@ class Fake:
     def __init__(self, cupy: FakeCupy, library: FakeNvcomp) -> None:
         self.cupy, self.library = cupy, library
         self.bus, self.memory, self.pinned = cupy.bus, cupy.memory, cupy.pinned
+        self.memories = DEVICES
 
 
 def words(address: int, count: int) -> NDArray[np.uint64]:
     """Return a table of the device."""
+    check_address(address)
     memory = (ctypes.c_uint64 * count).from_address(address)
     return np.frombuffer(memory, np.uint64)
 
