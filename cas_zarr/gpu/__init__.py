@@ -46,7 +46,8 @@ def enabled(batch_size: int = 64) -> AbstractContextManager[Any]:
 
     A plain call does so until the process ends; as a context it restores what was set before. Like
     all of zarr's configuration it holds for every thread, and for arrays that are opened or made
-    while it does. Arrays of NumPy can be written as well.
+    while it does. Arrays of NumPy can be written as well. What is read lies on the device that is
+    the current one now; what is written is encoded and hashed on the device that it lies on.
 
     Parameters
     ----------
@@ -65,13 +66,15 @@ def enabled(batch_size: int = 64) -> AbstractContextManager[Any]:
     require()
     import zarr
 
-    from cas_zarr.gpu.buffers import BUFFER, ND_BUFFER
+    from cas_zarr.gpu.buffers import names_of
+    from cas_zarr.gpu.devices import current_device
     from cas_zarr.gpu.pipeline import PIPELINE
 
+    buffer, ndbuffer = names_of(current_device())
     settings: AbstractContextManager[Any] = zarr.config.set(
         {
-            "buffer": BUFFER,
-            "ndbuffer": ND_BUFFER,
+            "buffer": buffer,
+            "ndbuffer": ndbuffer,
             "codec_pipeline.path": PIPELINE,
             "codec_pipeline.batch_size": batch_size,
         }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from zarr.core.buffer import Buffer, cpu, gpu
+from zarr.core.buffer import Buffer, NDBuffer, cpu, gpu
 from zarr.registry import register_buffer, register_ndbuffer
 
 from cas_zarr.gpu.batches import Batch, Carried, load
+from cas_zarr.gpu.devices import device_of, here
 from cas_zarr.gpu.kernels import cupy
 from cas_zarr.tree.node import Value
 from cas_zarr.tree.shards import TreeReader
@@ -28,6 +30,7 @@ __all__ = [
     "is_device_dtype",
     "is_on_device",
     "load_all",
+    "names_of",
 ]
 
 BUFFER = "cas_zarr.gpu.buffers.ChunkBuffer"
@@ -40,17 +43,26 @@ class ChunkBuffer(gpu.Buffer):
 
     Attributes
     ----------
+    number : int
+        The device that values are read to; see `names_of`.
     carried : Carried or None
         Its batch and place there, for a store to hash and to copy it with the others. It is a batch
         of its own unless `carry` put it into one, and None while it is not loaded.
     """
 
+    number = 0
     _carried: Carried | None = None
     _array: Any = None
     _source: tuple[TreeReader, Value] | None = None
 
     def __init__(self, array_like: ArrayLike) -> None:
-        super().__init__(cupy().asarray(array_like))  # some codecs of zarr hand over host memory
+        with _place(self, array_like):  # some codecs of zarr hand over memory of the host
+            super().__init__(cupy().asarray(array_like))
+
+    @classmethod
+    def from_bytes(cls, bytes_like: Any) -> Self:
+        """See `zarr.core.buffer.Buffer`."""
+        return cls(np.frombuffer(bytes_like, np.uint8))
 
     @classmethod
     def from_value(cls, reader: TreeReader, value: Value) -> Self:
@@ -83,8 +95,9 @@ class ChunkBuffer(gpu.Buffer):
     def combine(self, others: Iterable[Buffer]) -> Self:
         """Return buffers one after the other; those of the host are copied to the device."""
         given: list[Buffer] = [self, *others]
-        parts = [cupy().asarray(each.as_array_like()) for each in given]
-        return type(self)(cupy().concatenate(parts))
+        parts: list[Any] = [type(self)(each.as_array_like())._array for each in given]
+        with max(parts, key=len).device:
+            return type(self)(cupy().concatenate([here(part) for part in parts]))
 
     def as_numpy_array(self) -> NDArray[Any]:
         """Return a copy on the host; what was not loaded yet does not visit the device."""
@@ -98,16 +111,25 @@ class ChunkArray(gpu.NDBuffer):
     """An array on a device, where one of the host is copied to.
 
     Its class methods give an array on the host for data types that a device does not have.
+
+    Attributes
+    ----------
+    number : int
+        The device where arrays are made; see `names_of`.
     """
 
+    number = 0
+
     def __init__(self, array: NDArrayLike) -> None:
-        super().__init__(cupy().asarray(array))
+        with _place(self, array):
+            super().__init__(cupy().asarray(array))
 
     @classmethod
     def create(cls, *, shape: Any, dtype: Any, order: Any = "C", fill_value: Any = None) -> Any:
         """See `zarr.core.buffer.NDBuffer`."""
         kind: Any = super() if is_device_dtype(dtype) else cpu.NDBuffer
-        return kind.create(shape=shape, dtype=dtype, order=order, fill_value=fill_value)
+        with _place(cls, None):
+            return kind.create(shape=shape, dtype=dtype, order=order, fill_value=fill_value)
 
     @classmethod
     def empty(cls, shape: Any, dtype: Any, order: Any = "C") -> Any:
@@ -124,14 +146,37 @@ class ChunkArray(gpu.NDBuffer):
         """See `zarr.core.buffer.NDBuffer`."""
         return cls.from_ndarray_like(np.asanyarray(array_like))
 
+    def __getitem__(self, key: Any) -> Self:
+        with _place(self, self._data):
+            return super().__getitem__(key)
+
     def __setitem__(self, key: Any, value: Any) -> None:
-        if isinstance(value, cpu.NDBuffer):
-            value = ChunkArray(value.as_ndarray_like())
-        super().__setitem__(key, value)
+        if isinstance(value, NDBuffer):
+            value = value.as_ndarray_like()
+        with _place(self, self._data):
+            if isinstance(value, np.ndarray):
+                value = cupy().asarray(value)
+            super().__setitem__(key, here(value))
+
+    def fill(self, value: Any) -> None:
+        """See `zarr.core.buffer.NDBuffer`."""
+        with _place(self, self._data):
+            super().fill(value)
+
+    def copy(self) -> Self:
+        """See `zarr.core.buffer.NDBuffer`."""
+        with _place(self, self._data):
+            return super().copy()
+
+    def astype(self, dtype: Any, order: Any = "K") -> Self:
+        """See `zarr.core.buffer.NDBuffer`."""
+        with _place(self, self._data):
+            return super().astype(dtype, order)
 
     def all_equal(self, other: Any, equal_nan: bool = True) -> bool:
         """Tell whether all elements have a value; see `zarr.core.buffer.NDBuffer`."""
-        return other is not None and bool(self.equals(other, equal_nan))
+        with _place(self, self._data):
+            return other is not None and bool(self.equals(other, equal_nan))
 
     def equals(self, other: Any, equal_nan: bool = True) -> Any:
         """Tell the same, without waiting for it: an array on the device, of one truth value.
@@ -152,15 +197,33 @@ register_buffer(ChunkBuffer, qualname=BUFFER)
 register_ndbuffer(ChunkArray, qualname=ND_BUFFER)
 
 
+@cache
+def names_of(device: int) -> tuple[str, str]:
+    """Return what zarr's configuration calls the buffers whose values are read to a device."""
+    if device == ChunkBuffer.number:
+        return BUFFER, ND_BUFFER
+    names = f"{BUFFER}.{device}", f"{ND_BUFFER}.{device}"
+    register_buffer(type("ChunkBuffer", (ChunkBuffer,), {"number": device}), qualname=names[0])
+    register_ndbuffer(type("ChunkArray", (ChunkArray,), {"number": device}), qualname=names[1])
+    return names
+
+
+def _place(kind: Any, array: Any) -> Any:
+    """Return the device of an array as a context, or that of a kind of buffer for one of a host."""
+    number = device_of(array)
+    return cupy().cuda.Device(kind.number if number is None else number)
+
+
 def load_all(buffers: Iterable[Buffer | None]) -> None:
-    """Load what is not loaded yet, values of one reader together."""
-    waiting: dict[TreeReader, list[tuple[ChunkBuffer, Value]]] = {}
+    """Load what is not loaded yet, values of one reader together, to the devices they are for."""
+    waiting: dict[tuple[TreeReader, int], list[tuple[ChunkBuffer, Value]]] = {}
     for buffer in buffers:
         if isinstance(buffer, ChunkBuffer) and buffer._array is None and buffer._source is not None:
             reader, value = buffer._source
-            waiting.setdefault(reader, []).append((buffer, value))
-    for reader, found in waiting.items():
-        arrays = load(reader, [value for _, value in found])
+            waiting.setdefault((reader, buffer.number), []).append((buffer, value))
+    for (reader, device), found in waiting.items():
+        with cupy().cuda.Device(device):
+            arrays = load(reader, [value for _, value in found])
         for (buffer, _), array in zip(found, arrays, strict=True):
             buffer._array = array
 

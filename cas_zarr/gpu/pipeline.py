@@ -20,7 +20,8 @@ from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.core.common import JSON
 from zarr.registry import register_pipeline
 
-from cas_zarr.gpu.buffers import ChunkArray, carry, is_on_device, load_all
+from cas_zarr.gpu.buffers import ChunkArray, ChunkBuffer, carry, is_on_device, load_all
+from cas_zarr.gpu.devices import by_device, device_of
 from cas_zarr.gpu.hostcodecs import HostCodec, on_host
 from cas_zarr.gpu.kernels import cupy
 from cas_zarr.gpu.memory import halving
@@ -169,7 +170,7 @@ class DevicePipeline(BatchedCodecPipeline):
     ) -> Iterable[Buffer | None]:
         """Encode chunks that are not empty, and keep together those that lie on a device."""
         pairs = _without_empty(list(chunk_arrays_and_specs))
-        return carry(list(await super().encode_batch(pairs)))
+        return carry(await by_device(super().encode_batch, pairs, _devices(pairs)))
 
     async def decode_batch(
         self, chunk_bytes_and_specs: Iterable[tuple[Buffer | None, ArraySpec]]
@@ -179,7 +180,19 @@ class DevicePipeline(BatchedCodecPipeline):
         first = (*self, None)[-2]
         if not (pairs and isinstance(first, HostCodec) and first.needs_host(pairs[0][1])):
             load_all(buffer for buffer, _ in pairs)
-        return await super().decode_batch(pairs)
+        return await by_device(super().decode_batch, pairs, _devices(pairs))
+
+    async def encode_partial_batch(self, batch_info: Iterable[Any]) -> None:
+        """Encode parts of shards, each where its array lies."""
+        items = list(batch_info)
+        devices = [device_of(array.as_ndarray_like()) for _, array, *_ in items]
+        await by_device(super().encode_partial_batch, items, devices)
+
+    async def decode_partial_batch(self, batch_info: Iterable[Any]) -> Iterable[NDBuffer | None]:
+        """Decode parts of shards, each where it is read to."""
+        items = list(batch_info)
+        devices = [getattr(spec.prototype.buffer, "number", None) for *_, spec in items]
+        return await by_device(super().decode_partial_batch, items, devices)
 
     async def write_batch(self, batch_info: Iterable[Any], *arguments: Any, **options: Any) -> None:
         """Write chunks; see `zarr.abc.codec.CodecPipeline`. Empty ones are found all at once."""
@@ -256,6 +269,14 @@ def _for_device(codec: Codec) -> Any:
     return DeviceCodec(
         on_host(codec), algorithm, encodes=not checksum
     )  # nvCOMP writes no checksums
+
+
+def _devices(pairs: Sequence[tuple[Any, ArraySpec]]) -> list[int | None]:
+    """Return where chunks lie."""
+    return [  # what was not loaded lies nowhere
+        device_of(getattr(each, "_array" if isinstance(each, ChunkBuffer) else "_data", None))
+        for each, _ in pairs
+    ]
 
 
 def _nothing(given: Sequence[Any]) -> Sequence[None]:
