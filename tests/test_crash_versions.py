@@ -7,10 +7,8 @@ where it was or where it shall be, all that refs lead to reads back, and a secon
 from __future__ import annotations
 
 import errno
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -72,15 +70,6 @@ ACTIONS: dict[str, tuple[str, Callable[[Repository], object]]] = {
 }
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """Return a folder in memory where there is one: how the disk dies is simulated."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = tempfile.mkdtemp(prefix="crash-versions", dir=memory)
-    yield Path(folder)
-    shutil.rmtree(folder)
-
-
 def _act(folder: str, name: str, at: int, how: str) -> None:
     with DiskFault(at, how):
         repo = Repository.open(folder, author="somebody")
@@ -126,14 +115,18 @@ def _between(state: State, name: str, before: State, after: State) -> bool:
 @pytest.mark.parametrize("name", ACTIONS)
 @pytest.mark.slow
 def test_a_death_at_any_call_loses_nothing(
-    template: Path, place: Path, forked: Callable[[Callable[[], object]], int], name: str, how: str
+    template: Path,
+    tmp_path: Path,
+    forked: Callable[[Callable[[], object]], int],
+    name: str,
+    how: str,
 ) -> None:
-    before, after = _after(template, place / "model", name)
+    before, after = _after(template, tmp_path / "model", name)
     branch = ACTIONS[name][0]
     at = deaths = 0
     while True:
         at += 1
-        folder = place / str(at)
+        folder = tmp_path / str(at)
         shutil.copytree(template, folder)
         status = forked(partial(_act, str(folder), name, at, how))
         assert status in (0, EXIT_CODE)
@@ -161,16 +154,17 @@ def test_a_death_at_any_call_loses_nothing(
     assert deaths > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
 @pytest.mark.parametrize("name", ACTIONS)
 def test_after_a_failed_call_it_can_be_done_again(
-    template: Path, place: Path, name: str, number: int
+    template: Path, tmp_path: Path, name: str, number: int
 ) -> None:
-    before, after = _after(template, place / "model", name)
+    before, after = _after(template, tmp_path / "model", name)
     at, reached = 0, True
     while reached:
         at += 1
-        folder = place / str(at)
+        folder = tmp_path / str(at)
         shutil.copytree(template, folder)
         repo = Repository.open(folder, author="somebody")
         error = None

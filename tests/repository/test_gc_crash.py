@@ -50,6 +50,7 @@ def _check(path: Path, before: dict[str, bytes]) -> None:
     repo.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", DEATHS)
 def test_nothing_in_use_is_lost_by_a_death_at_any_call(
     template: Path, tmp_path: Path, how: str, forked: Callable[[Callable[[], object]], int]
@@ -77,6 +78,7 @@ def test_nothing_in_use_is_lost_by_a_death_at_any_call(
     assert deaths > 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
 @pytest.mark.parametrize("times", [1, 3])
 def test_nothing_in_use_is_lost_by_a_failure_at_any_call(
