@@ -14,6 +14,7 @@ __all__ = ["NAMES", "OPTIONS", "cupy", "loaded", "source"]
 NAMES: dict[int | str, tuple[str, ...]] = {
     BLAKE3.code: ("blake3_leaves", "blake3_parents"),
     SHA256.code: ("sha256_blobs",),
+    "adler32": ("adler32_pieces", "adler32_blobs"),
     "gather": ("gather",),
 }
 """The kernels of each hash function, by its multihash code, and of other sources, by name."""

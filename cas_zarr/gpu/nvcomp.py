@@ -24,6 +24,7 @@ from cas_zarr.errors import CasZarrError, MissingDependencyError
 from cas_zarr.gpu.kernels import cupy
 
 __all__ = [
+    "DEFLATE",
     "GZIP",
     "LZ4",
     "MAJOR",
@@ -80,6 +81,7 @@ class Algorithm:
 
 ZSTD: Final = Algorithm("Zstd", (1 << 31) - 1)
 LZ4: Final = Algorithm("LZ4", 1 << 24)
+DEFLATE: Final = Algorithm("Deflate", (1 << 31) - 1, (1,))
 GZIP: Final = Algorithm("Gzip", (1 << 32) - 1, (1,))
 
 
@@ -148,7 +150,9 @@ class Codec:
 
     algorithm: Algorithm
 
-    def compress(self, chunks: Sequence[Any], heads: NDArray[np.uint8] | None = None) -> list[Any]:
+    def compress(
+        self, chunks: Sequence[Any], heads: NDArray[np.uint8] | None = None, *, tail: int = 0
+    ) -> list[Any]:
         """Encode chunks into one slab.
 
         Parameters
@@ -157,11 +161,13 @@ class Codec:
             Contiguous memory of the current device, none of them empty.
         heads : array of uint8, shape (chunks, up to 256), optional
             What is put before each encoded chunk.
+        tail : int
+            Bytes that are left free behind each.
 
         Returns
         -------
         list of cupy.ndarray of uint8
-            Views of the slab, each with its head.
+            Views of the slab, each with its head and its tail.
 
         Raises
         ------
@@ -170,15 +176,20 @@ class Codec:
         """
         chunks = self.aligned("Compress", chunks)
         head = 0 if heads is None else heads.shape[1]
-        slots = self.compress_at(*_places(chunks), room=head)
+        slots = self.compress_at(*_places(chunks), before=head, behind=tail)
         begin = slots.start - head
         if heads is not None:
             slots.slab[:, begin : slots.start] = cupy().asarray(heads)
-        ends = (slots.start + slots.sizes).tolist()
+        ends = (slots.start + slots.sizes + tail).tolist()
         return [slots.slab[row, begin:end] for row, end in enumerate(ends)]
 
     def compress_at(
-        self, addresses: NDArray[np.uint64], sizes: NDArray[np.uint64], *, room: int = 0
+        self,
+        addresses: NDArray[np.uint64],
+        sizes: NDArray[np.uint64],
+        *,
+        before: int = 0,
+        behind: int = 0,
     ) -> Slots:
         """Encode what lies at addresses of the current device, which `aligned` gave.
 
@@ -186,8 +197,8 @@ class Codec:
         ----------
         addresses, sizes : array of uint64
             Where each begins, and its bytes: none is empty.
-        room : int
-            Bytes that are left free before each encoded one, up to 256.
+        before, behind : int
+            Bytes of its slot that are left free before each encoded one, up to 256, and behind it.
 
         Raises
         ------
@@ -202,8 +213,8 @@ class Codec:
         self._call(
             "CompressGetTempSize", count, largest, options, ctypes.byref(scratch), total, _stream()
         )
-        start = _SLOT if room else 0
-        slab = array.empty((count, start + _rounded(most.value)), array.uint8)
+        start = _SLOT if before else 0
+        slab = array.empty((count, start + _rounded(most.value + behind)), array.uint8)
         outputs = slab.data.ptr + start + np.arange(count, dtype=np.uint64) * slab.shape[1]
         temporary = array.empty(scratch.value, array.uint8)
         encoded, statuses = array.empty(count, np.uint64), array.empty(count, np.int32)

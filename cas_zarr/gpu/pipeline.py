@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from zarr.abc.codec import BytesBytesCodec, Codec
@@ -22,42 +22,35 @@ from zarr.registry import register_pipeline
 
 from cas_zarr.gpu.buffers import ChunkArray, ChunkBuffer, carry, is_on_device, load_all
 from cas_zarr.gpu.devices import by_device, device_of
+from cas_zarr.gpu.frames import Frame, frame_of
 from cas_zarr.gpu.hostcodecs import HostCodec, on_host
 from cas_zarr.gpu.kernels import cupy
 from cas_zarr.gpu.memory import halving
-from cas_zarr.gpu.nvcomp import GZIP, LZ4, ZSTD, Algorithm
-from cas_zarr.gpu.nvcomp import Codec as Nvcomp
 
 __all__ = ["PIPELINE", "DeviceCodec", "DevicePipeline"]
 
 PIPELINE = "cas_zarr.gpu.pipeline.DevicePipeline"
 """Its name in zarr's configuration."""
 
-_LZ4_HEAD = 4  # numcodecs puts the size before the block, little-endian
-_ALGORITHMS = {
-    "gzip": GZIP,
-    "numcodecs.gzip": GZIP,
-    "numcodecs.lz4": LZ4,
-    "numcodecs.zstd": ZSTD,
-    "zstd": ZSTD,
-}
+Given: TypeAlias = Sequence[tuple[Any, ArraySpec]]
 
 
 @dataclass(frozen=True)
 class DeviceCodec(BytesBytesCodec):
-    """A codec that nvCOMP can do, on whole batches.
+    """A codec that a device can do, on whole batches.
 
     Attributes
     ----------
     host : BytesBytesCodec
-        The codec as zarr has it, for chunks on the host and those that nvCOMP does not take.
-    algorithm : Algorithm
+        The codec as zarr has it, for chunks on the host and those that a device does not do.
+    frame : Frame
+        What a device does instead.
     encodes : bool
-        Whether nvCOMP encodes as the host's codec is told to. It always may decode.
+        Whether a device encodes as the host's codec is told to. It always may decode.
     """
 
     host: BytesBytesCodec
-    algorithm: Algorithm
+    frame: Frame
     encodes: bool = True
 
     @property
@@ -72,7 +65,7 @@ class DeviceCodec(BytesBytesCodec):
     def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
         """As the host's."""
         evolved = self.host.evolve_from_array_spec(array_spec)
-        return type(self)(evolved, self.algorithm, self.encodes)
+        return type(self)(evolved, self.frame, self.encodes)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
         """As the host's."""
@@ -94,8 +87,8 @@ class DeviceCodec(BytesBytesCodec):
     async def _each(
         self,
         pairs: Sequence[tuple[Buffer | None, ArraySpec]],
-        on_host: Callable[..., Any],
-        on_device: Callable[[Sequence[tuple[Any, ArraySpec]]], Sequence[Any | None]],
+        by_host: Callable[..., Any],
+        by_device: Callable[[Given], Sequence[Any | None]],
     ) -> list[Buffer | None]:
         """Do on each device what lies there, and on the host what is left."""
         done: list[Buffer | None] = [None] * len(pairs)
@@ -107,53 +100,22 @@ class DeviceCodec(BytesBytesCodec):
         for rows in devices.values():
             given = [(_array(pairs[row][0]), pairs[row][1]) for row in rows]
             with given[0][0].device:
-                arrays = halving(on_device, given)
+                arrays = halving(by_device, given)
             for row, made in zip(rows, arrays, strict=True):
                 if made is not None:
                     done[row] = pairs[row][1].prototype.buffer.from_array_like(made)
         left = [
             row for row, (buffer, _) in enumerate(pairs) if buffer is not None and done[row] is None
         ]
-        for row, made in zip(left, await on_host([pairs[row] for row in left]), strict=True):
+        for row, made in zip(left, await by_host([pairs[row] for row in left]), strict=True):
             done[row] = made
         return done
 
-    def _encode(self, given: Sequence[tuple[Any, ArraySpec]]) -> Sequence[Any | None]:
-        fitting = [array for array, _ in given if array.nbytes <= self.algorithm.largest]
-        if not fitting:
-            return [None] * len(given)
-        heads = None
-        if self.algorithm is LZ4:
-            sizes = np.array([array.nbytes for array in fitting], "<u4")
-            heads = sizes.view(np.uint8).reshape(-1, _LZ4_HEAD)
-        encoded = Nvcomp(self.algorithm).compress(fitting, heads)
-        each = iter(encoded)
-        return [
-            next(each) if array.nbytes <= self.algorithm.largest else None for array, _ in given
-        ]
+    def _encode(self, given: Given) -> Sequence[Any | None]:
+        return self.frame.encode([array for array, _ in given])
 
-    def _decode(self, given: Sequence[tuple[Any, ArraySpec]]) -> Sequence[Any | None]:
-        sizes = [_size(spec) for _, spec in given]
-        head = _LZ4_HEAD if self.algorithm is LZ4 else 0
-        nvcomp = Nvcomp(self.algorithm)
-        if head:
-            firsts = cupy().concatenate([array[:head] for array, _ in given]).get()
-            whole = len(firsts) == head * len(given)
-            claimed = firsts.view("<u4").tolist() if whole else [-1] * len(given)
-        else:
-            claimed = nvcomp.decoded_sizes([array for array, _ in given]).tolist()
-        rows = [
-            row
-            for row, size in enumerate(sizes)
-            if 0 < size == claimed[row] and size <= self.algorithm.largest
-        ]
-        done: list[Any | None] = [None] * len(given)
-        if rows:
-            chunks = [given[row][0][head:] for row in rows]
-            decoded = nvcomp.decompress(chunks, [sizes[row] for row in rows])
-            for row, array in zip(rows, decoded, strict=True):
-                done[row] = array
-        return done
+    def _decode(self, given: Given) -> Sequence[Any | None]:
+        return self.frame.decode([array for array, _ in given], [_size(spec) for _, spec in given])
 
 
 @dataclass(frozen=True)
@@ -259,16 +221,19 @@ def _for_device(codec: Codec) -> Any:
     """Return what stands for a codec on a device."""
     if isinstance(codec, DeviceCodec) or not isinstance(codec, BytesBytesCodec):
         return on_host(codec)
-    name = str(codec.to_dict()["name"])
-    algorithm = _ALGORITHMS.get(name)
+    name, configuration = _named(codec)
     stock = type(codec) in (GzipCodec, ZstdCodec) or name.startswith("numcodecs.")
-    if algorithm is None or not stock:
+    frame = frame_of(name.removeprefix("numcodecs."), configuration) if stock else None
+    if frame is None:
         return on_host(codec)
-    configuration = codec.to_dict().get("configuration")
-    checksum = isinstance(configuration, dict) and bool(configuration.get("checksum"))
-    return DeviceCodec(
-        on_host(codec), algorithm, encodes=not checksum
-    )  # nvCOMP writes no checksums
+    checksum = bool(configuration.get("checksum"))  # nvCOMP writes none
+    return DeviceCodec(on_host(codec), frame, encodes=not checksum)
+
+
+def _named(codec: Codec) -> tuple[str, dict[str, Any]]:
+    data = codec.to_dict()
+    configuration = data.get("configuration")
+    return str(data["name"]), configuration if isinstance(configuration, dict) else {}
 
 
 def _devices(pairs: Sequence[tuple[Any, ArraySpec]]) -> list[int | None]:
