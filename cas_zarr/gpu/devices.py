@@ -11,6 +11,7 @@ from cas_zarr.gpu.kernels import cupy
 __all__ = ["by_device", "current_device", "device_of", "here"]
 
 _T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 def current_device() -> int:
@@ -41,10 +42,10 @@ def here(array: Any) -> Any:
 
 
 async def by_device(
-    work: Callable[[list[_T]], Awaitable[Iterable[Any] | None]],
+    work: Callable[[list[_T]], Awaitable[Iterable[_R]]],
     items: Sequence[_T],
     devices: Sequence[int | None],
-) -> list[Any]:
+) -> list[_R]:
     """Do items of each device with that device as the current one, and return all in order.
 
     A coroutine cannot set it: others run in between, in the same thread. So what lies on another
@@ -53,7 +54,7 @@ async def by_device(
     Parameters
     ----------
     work : callable
-        A coroutine function that does some of the items, and gives their results or none at all.
+        A coroutine function that does some of the items, without anything of this loop.
     items : sequence
     devices : sequence of int or None
         Where each lies; what lies on none is done with those of the current one.
@@ -64,11 +65,10 @@ async def by_device(
         rows.setdefault(current if device is None else device, []).append(row)
     done: list[Any] = [None] * len(items)
 
-    async def do(some: list[_T]) -> list[Any]:
-        made = await work(some)
-        return [None] * len(some) if made is None else list(made)
+    async def do(some: list[_T]) -> list[_R]:
+        return list(await work(some))
 
-    def do_there(device: int, some: list[_T]) -> list[Any]:
+    def do_there(device: int, some: list[_T]) -> list[_R]:
         with cupy().cuda.Device(device):
             return asyncio.run(do(some))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self, TypeAlias
 
 import numpy as np
-from zarr.abc.codec import BytesBytesCodec, Codec
+from zarr.abc.codec import ArrayArrayCodec, BytesBytesCodec, Codec
 from zarr.codecs import GzipCodec, ZstdCodec
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, NDBuffer
@@ -20,6 +20,7 @@ from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.core.common import JSON
 from zarr.registry import register_pipeline
 
+from cas_zarr.gpu.bitround import DeviceBitRound
 from cas_zarr.gpu.buffers import ChunkArray, ChunkBuffer, carry, is_on_device, load_all
 from cas_zarr.gpu.devices import by_device, device_of
 from cas_zarr.gpu.frames import Frame, frame_of
@@ -65,7 +66,7 @@ class DeviceCodec(BytesBytesCodec):
     def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
         """As the host's."""
         evolved = self.host.evolve_from_array_spec(array_spec)
-        return type(self)(evolved, self.frame, self.encodes)
+        return type(self)(evolved, _frame(evolved) or self.frame, self.encodes)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
         """As the host's."""
@@ -144,18 +145,6 @@ class DevicePipeline(BatchedCodecPipeline):
             load_all(buffer for buffer, _ in pairs)
         return await by_device(super().decode_batch, pairs, _devices(pairs))
 
-    async def encode_partial_batch(self, batch_info: Iterable[Any]) -> None:
-        """Encode parts of shards, each where its array lies."""
-        items = list(batch_info)
-        devices = [device_of(array.as_ndarray_like()) for _, array, *_ in items]
-        await by_device(super().encode_partial_batch, items, devices)
-
-    async def decode_partial_batch(self, batch_info: Iterable[Any]) -> Iterable[NDBuffer | None]:
-        """Decode parts of shards, each where it is read to."""
-        items = list(batch_info)
-        devices = [getattr(spec.prototype.buffer, "number", None) for *_, spec in items]
-        return await by_device(super().decode_partial_batch, items, devices)
-
     async def write_batch(self, batch_info: Iterable[Any], *arguments: Any, **options: Any) -> None:
         """Write chunks; see `zarr.abc.codec.CodecPipeline`. Empty ones are found all at once."""
         if not self.supports_partial_encode:  # else the pipeline of the inner chunks does so
@@ -219,15 +208,23 @@ def _fill_value(spec: ArraySpec) -> Any:
 
 def _for_device(codec: Codec) -> Any:
     """Return what stands for a codec on a device."""
-    if isinstance(codec, DeviceCodec) or not isinstance(codec, BytesBytesCodec):
+    if isinstance(codec, DeviceCodec | DeviceBitRound):
+        return codec
+    if isinstance(codec, ArrayArrayCodec) and _named(codec)[0] == "numcodecs.bitround":
+        return DeviceBitRound(on_host(codec), int(_named(codec)[1]["keepbits"]))
+    if not isinstance(codec, BytesBytesCodec):
         return on_host(codec)
-    name, configuration = _named(codec)
-    stock = type(codec) in (GzipCodec, ZstdCodec) or name.startswith("numcodecs.")
-    frame = frame_of(name.removeprefix("numcodecs."), configuration) if stock else None
-    if frame is None:
+    frame = _frame(codec)
+    stock = type(codec) in (GzipCodec, ZstdCodec) or _named(codec)[0].startswith("numcodecs.")
+    if frame is None or not stock:
         return on_host(codec)
-    checksum = bool(configuration.get("checksum"))  # nvCOMP writes none
+    checksum = bool(_named(codec)[1].get("checksum"))  # nvCOMP writes none
     return DeviceCodec(on_host(codec), frame, encodes=not checksum)
+
+
+def _frame(codec: Codec) -> Frame | None:
+    name, configuration = _named(codec)
+    return frame_of(name.removeprefix("numcodecs."), configuration)
 
 
 def _named(codec: Codec) -> tuple[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 import zarr
 from gpu.arrays import CODECS, create, field
 from gpu.fakecupy import Fake, on_device
+from zarr.abc.codec import ArrayArrayCodec
 from zarr.codecs import ZstdCodec
 from zarr.core.buffer.core import default_buffer_prototype
+from zarr.registry import register_codec
 
 from cas_zarr import CASStore, gpu
 from cas_zarr.cid import BLAKE3
@@ -91,6 +94,51 @@ def test_parts_of_chunks_meet_on_one_device(two: Fake, store: CASStore) -> None:
         array[::3, 7] = on(two, 1, data[::3, 7] + 2)
     data[100:110, 3:7] += 1
     data[::3, 7] = field()[::3, 7] + 2
+    np.testing.assert_array_equal(zarr.open_array(store, mode="r")[:], data)
+
+
+@dataclass(frozen=True)
+class Doubling(ArrayArrayCodec):
+    """A codec that computes."""
+
+    is_fixed_size = True
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Doubling:
+        del data
+        return cls()
+
+    def to_dict(self) -> Any:
+        return {"name": "doubling"}
+
+    async def _encode_single(self, chunk_array: Any, chunk_spec: Any) -> Any:
+        del chunk_spec
+        return type(chunk_array)(chunk_array.as_ndarray_like() * 2)
+
+    async def _decode_single(self, chunk_array: Any, chunk_spec: Any) -> Any:
+        del chunk_spec
+        return type(chunk_array)(chunk_array.as_ndarray_like() / 2)
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: Any) -> int:
+        del chunk_spec
+        return input_byte_length
+
+
+register_codec("doubling", Doubling)
+
+
+@pytest.mark.filterwarnings("ignore:.*doubling")
+def test_codecs_compute_where_the_chunks_lie(two: Fake, store: CASStore) -> None:
+    data = field()
+    with gpu.enabled():
+        array = zarr.create_array(
+            store, shape=data.shape, chunks=(64, 64), dtype="f4", filters=[Doubling()]
+        )
+        array[:] = on(two, 1, data)
+    with two.cupy.cuda.Device(1):
+        settings = gpu.enabled()
+    with settings:
+        np.testing.assert_array_equal(zarr.open_array(store, mode="r")[:].get(), data)
     np.testing.assert_array_equal(zarr.open_array(store, mode="r")[:], data)
 
 
