@@ -19,7 +19,7 @@ from cas_zarr.gpu.gather import to_host
 from cas_zarr.gpu.kernels import cupy
 from cas_zarr.gpu.nvcomp import DEFLATE, GZIP, LZ4, ZSTD, Algorithm, Codec
 
-__all__ = ["Frame", "SizedBlock", "Stream", "Zlib", "frame_of"]
+__all__ = ["Frame", "Shuffle", "SizedBlock", "Stream", "Zlib", "frame_of"]
 
 _STREAMS: Final = {"gzip": GZIP, "zstd": ZSTD}
 _LZ4_HEAD: Final = 4
@@ -141,6 +141,37 @@ class Zlib:
         return decoded
 
 
+@dataclass(frozen=True)
+class Shuffle:
+    """Bytes of elements put together by their significance.
+
+    Attributes
+    ----------
+    width : int
+        Bytes of an element.
+    """
+
+    width: int
+
+    def encode(self, chunks: Chunks) -> Done:
+        """Put all first bytes first; whole elements only."""
+        return [
+            chunk.reshape(-1, self.width).T.ravel() if self._takes(chunk) else None
+            for chunk in chunks
+        ]
+
+    def decode(self, chunks: Chunks, sizes: Sequence[int]) -> Done:
+        """Put the bytes of each element together again."""
+        del sizes  # they are those of the chunks
+        return [
+            chunk.reshape(self.width, -1).T.ravel() if self._takes(chunk) else None
+            for chunk in chunks
+        ]
+
+    def _takes(self, chunk: Any) -> bool:
+        return self.width > 1 and chunk.nbytes % self.width == 0
+
+
 def frame_of(name: str, configuration: Mapping[str, Any]) -> Frame | None:
     """Return what a device does for a codec of numcodecs, if it does something."""
     if name in _STREAMS:
@@ -149,6 +180,8 @@ def frame_of(name: str, configuration: Mapping[str, Any]) -> Frame | None:
         return SizedBlock()
     if name == "zlib":
         return Zlib(int(configuration.get("level", 1)))
+    if name == "shuffle":
+        return Shuffle(int(configuration.get("elementsize") or 4))
     return None
 
 

@@ -15,6 +15,7 @@ NAMES: dict[int | str, tuple[str, ...]] = {
     BLAKE3.code: ("blake3_leaves", "blake3_parents"),
     SHA256.code: ("sha256_blobs",),
     "adler32": ("adler32_pieces", "adler32_blobs"),
+    "bitround": ("bitround_2", "bitround_4", "bitround_8"),
     "gather": ("gather",),
 }
 """The kernels of each hash function, by its multihash code, and of other sources, by name."""

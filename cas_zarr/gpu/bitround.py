@@ -1,0 +1,125 @@
+"""Rounding of floating-point numbers to fewer bits, on a device: the filter of numcodecs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import numpy as np
+from zarr.abc.codec import ArrayArrayCodec
+from zarr.core.array_spec import ArraySpec
+from zarr.core.buffer import NDBuffer
+from zarr.core.common import JSON
+
+from cas_zarr.gpu.hashing import Launch
+from cas_zarr.gpu.kernels import cupy, loaded
+
+__all__ = ["DeviceBitRound", "plan_rounding", "rounded"]
+
+_THREADS: Final = 256  # also named in the source
+_MANTISSA: Final = {"f2": 10, "f4": 23, "f8": 52}
+
+
+@dataclass(frozen=True)
+class DeviceBitRound(ArrayArrayCodec):
+    """The filter, where a chunk lies.
+
+    Attributes
+    ----------
+    host : ArrayArrayCodec
+        The codec as zarr has it, for chunks on the host and numbers that have no kernel.
+    kept : int
+        Bits of the mantissa that are kept.
+    """
+
+    host: Any
+    kept: int
+
+    @property
+    def is_fixed_size(self) -> bool:  # type: ignore[override]
+        """As the host's."""
+        return bool(getattr(self.host, "is_fixed_size", False))
+
+    def to_dict(self) -> dict[str, JSON]:
+        """As the host's."""
+        found: dict[str, JSON] = self.host.to_dict()
+        return found
+
+    def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
+        """As the host's."""
+        return type(self)(self.host.evolve_from_array_spec(array_spec), self.kept)
+
+    def resolve_metadata(self, chunk_spec: ArraySpec) -> ArraySpec:
+        """As the host's."""
+        found: ArraySpec = self.host.resolve_metadata(chunk_spec)
+        return found
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        """As the host's."""
+        return int(self.host.compute_encoded_size(input_byte_length, chunk_spec))
+
+    async def encode(
+        self, chunks_and_specs: Iterable[tuple[NDBuffer | None, ArraySpec]]
+    ) -> Iterable[NDBuffer | None]:
+        """Round a batch of chunks; see `zarr.abc.codec.Codec`."""
+        pairs = list(chunks_and_specs)
+        if not all(chunk is None or self._takes(chunk) for chunk, _ in pairs):
+            found: Iterable[NDBuffer | None] = await self.host.encode(pairs)
+            return found
+        return [
+            None if chunk is None else self._rounded(chunk.as_ndarray_like(), spec)
+            for chunk, spec in pairs
+        ]
+
+    async def decode(
+        self, chunks_and_specs: Iterable[tuple[NDBuffer | None, ArraySpec]]
+    ) -> Iterable[NDBuffer | None]:
+        """Return chunks as they are, for what was rounded off is lost."""
+        pairs = list(chunks_and_specs)
+        if not all(chunk is None or self._takes(chunk) for chunk, _ in pairs):
+            found: Iterable[NDBuffer | None] = await self.host.decode(pairs)
+            return found
+        return [chunk for chunk, _ in pairs]
+
+    def _takes(self, chunk: NDBuffer) -> bool:
+        array = chunk.as_ndarray_like()
+        bits = _MANTISSA.get(array.dtype.str[1:], -1)
+        return hasattr(array, "__cuda_array_interface__") and 0 <= self.kept <= bits
+
+    def _rounded(self, array: Any, spec: ArraySpec) -> NDBuffer:
+        with array.device:
+            made = rounded(array, self.kept)
+        return spec.prototype.nd_buffer.from_ndarray_like(made)
+
+
+def rounded(array: Any, kept: int) -> Any:
+    """Return numbers of the current device rounded to `kept` bits of their mantissa.
+
+    Parameters
+    ----------
+    array : cupy.ndarray of float16, float32 or float64
+    kept : int
+        0 to all that there are.
+
+    Returns
+    -------
+    cupy.ndarray
+        As integers of their size, or the array itself where all bits are kept.
+    """
+    dropped = _MANTISSA[array.dtype.str[1:]] - kept
+    if not dropped:
+        return array
+    given = array if array.flags.c_contiguous else array.copy()
+    made = cupy().empty(given.shape, f"i{given.itemsize}")
+    if given.size:
+        launch = plan_rounding(given.size, given.itemsize, dropped, given.data.ptr, made.data.ptr)
+        arguments = tuple(map(np.uint64, launch.arguments))
+        loaded("bitround")[launch.kernel]((launch.blocks,), (launch.threads,), arguments)
+    return made
+
+
+def plan_rounding(count: int, itemsize: int, dropped: int, source: int, target: int) -> Launch:
+    """Return what to launch: `count` numbers at an address, and where they are rounded to."""
+    blocks = -(-count // _THREADS)
+    return Launch(f"bitround_{itemsize}", blocks, _THREADS, (count, source, target, dropped))
