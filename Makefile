@@ -26,7 +26,7 @@ ENVIRONMENTS = .venv/test $(if $(PYTHON313),.venv-3.13/test) $(if $(PYTHON312),.
 
 # More than the two cores of CI: many tests wait, for answers, processes and deadlines.
 WORKERS ?= 3
-PYTEST = -m pytest -n $(WORKERS) --dist worksteal --timeout 600 -o tmp_path_retention_policy=failed
+PYTEST = -m pytest -n $(WORKERS) --dist worksteal --timeout 600
 # uv installs in seconds what takes pip a minute.
 UV = .venv/bin/uv
 INSTALL = $(UV) pip install --quiet --python
