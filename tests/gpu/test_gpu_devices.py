@@ -15,6 +15,7 @@ from gpu.arrays import CODECS, create, field
 from gpu.fakecupy import Fake, on_device
 from zarr.abc.codec import ArrayArrayCodec
 from zarr.codecs import ZstdCodec
+from zarr.core import codec_pipeline
 from zarr.core.buffer.core import default_buffer_prototype
 from zarr.registry import register_codec
 
@@ -24,6 +25,9 @@ from cas_zarr.errors import DeviceMemoryError
 from cas_zarr.gpu.buffers import carry
 from cas_zarr.gpu.devices import by_device, here
 from cas_zarr.gpu.hashing import digest_many
+
+# Before that function, zarr copied every chunk that is written to an array of its own making.
+STAYS = hasattr(codec_pipeline, "_merge_chunk_array")
 
 
 @pytest.fixture
@@ -71,7 +75,8 @@ def test_arrays_of_another_device_are_written_from_there(
         np.testing.assert_array_equal(array[:].get(), data)
         assert array[:].device.id == 0
     assert two.bus.across == 0
-    assert two.library.devices == ({0, 1} if codec in ("zstd", "gzip") else two.library.devices)
+    if STAYS:
+        assert two.library.devices == ({0, 1} if codec in ("zstd", "gzip") else two.library.devices)
     np.testing.assert_array_equal(zarr.open_array(store, mode="r")[:], data)
 
 
@@ -81,8 +86,8 @@ def test_what_is_written_is_not_copied_between_devices(two: Fake, store: CASStor
         given = on(two, 1, field())
         two.bus.clear()
         array[:] = given
-    assert two.bus.across == 0
-    assert two.library.devices == {1}
+    assert two.bus.across == (0 if STAYS else given.nbytes)
+    assert two.library.devices == ({1} if STAYS else {0})
 
 
 def test_parts_of_chunks_meet_on_one_device(two: Fake, store: CASStore) -> None:
@@ -219,7 +224,7 @@ def test_threads_write_from_a_device_each(two: Fake, store: CASStore) -> None:
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(write, range(4)))
-    assert two.bus.across == 0
+    assert two.bus.across == (0 if STAYS else 2 * fields[0].nbytes)
     group = zarr.open_group(store, mode="r")
     for row, data in enumerate(fields):
         np.testing.assert_array_equal(group[f"a{row}"][:], data)
@@ -229,8 +234,9 @@ def test_the_device_that_lacks_memory_is_named(two: Fake, store: CASStore) -> No
     with gpu.enabled():
         array = create(store, CODECS["zstd"])
         given = on(two, 1, field())
-        two.memories[1].largest = 16_500
-        with pytest.raises(DeviceMemoryError, match="device 1 has too little memory"):
+        device = 1 if STAYS else 0
+        two.memories[device].largest = 16_500
+        with pytest.raises(DeviceMemoryError, match=f"device {device} has too little memory"):
             array[:] = given
 
 
