@@ -44,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(32) adler32_blobs(
     rest -= rest < PIECE ? rest : (u64)PIECE;
     first += sums[2 * piece];
     // A term is below 2^36: blobs of up to 2^38 bytes have too few of them to overflow.
-    second += sums[2 * piece + 1] + (u64)sums[2 * piece] * (rest % MODULUS);
+    second += sums[2 * piece + 1] + sums[2 * piece] * (rest % MODULUS);
   }
   const u32 found = (u32)(second % MODULUS) << 16 | (u32)(first % MODULUS);
   unsigned char* to = (unsigned char*)targets[blob];

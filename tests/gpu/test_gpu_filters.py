@@ -21,11 +21,14 @@ from gpu.fakecupy import Fake, on_device
 from gpu.hostkernels import address_of, run_threads, watched
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
+from zarr.core.array_spec import ArrayConfig, ArraySpec
+from zarr.core.buffer import default_buffer_prototype
 
 from cas_zarr import CASStore, gpu
 from cas_zarr.gpu.bitround import plan_rounding, rounded
 from cas_zarr.gpu.frames import Shuffle
 from cas_zarr.gpu.kernels import source
+from cas_zarr.gpu.pipeline import _for_device
 
 try:
     from zarr.codecs import numcodecs as codecs
@@ -98,6 +101,17 @@ def test_shuffled_arrays_have_the_cids_of_a_host(
     np.testing.assert_array_equal(found.get(), data)
     create(host, chain, data.shape, (48, 48))[:] = data
     assert device.flush() == host.flush()
+
+
+@needs_codecs
+@pytest.mark.usefixtures("fake")
+def test_an_element_is_one_of_the_array() -> None:
+    array = zarr.create_array({}, shape=4, dtype="f8")
+    codec = _for_device(codecs.Shuffle())
+    spec = ArraySpec(
+        (4,), array.metadata.data_type, 0.0, ArrayConfig.from_dict({}), default_buffer_prototype()
+    )
+    assert codec.evolve_from_array_spec(spec).frame == Shuffle(8)
 
 
 @needs_codecs

@@ -156,6 +156,13 @@ def test_a_device_reads_what_it_wrote(
     np.testing.assert_array_equal(found.get(), data)
     calls = [name for name in fake.library.calls if name.endswith("CompressAsync")]
     assert len(calls) == 1
+    for key in store._tree.mapping.list_keys("c/"):
+        value = store._tree.mapping[key]
+        size, count = count_pieces(value[:16], len(value), "x")
+        layout = Layout.read(size, value[16 : 16 + 4 * count], len(value), "x")
+        ends = [16 + 4 * count, *(layout.starts + layout.lengths)[:-1]]
+        for end, start in zip(ends, layout.starts, strict=True):
+            assert not any(value[end:start])
 
 
 @each

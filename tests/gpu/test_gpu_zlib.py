@@ -88,6 +88,8 @@ def test_odd_streams_are_left_to_the_host(tmp_path: Path, stream: bytes) -> None
 @pytest.mark.parametrize("stream", WRONG.values(), ids=WRONG)
 @pytest.mark.usefixtures("fake")
 def test_wrong_streams_are_refused_as_on_a_host(tmp_path: Path, stream: bytes) -> None:
+    found = Zlib(1).decode([on_device(np.frombuffer(stream, np.uint8))], [len(RAW)])
+    assert found == [None]
     store = CASStore(tmp_path / "repository")
     create(store, [Codec()], (64, 64))
     store._tree.mapping["c/0/0"] = stream
