@@ -134,6 +134,11 @@ class ConflictError(CasZarrError):
 class StorageError(CasZarrError, OSError):
     """The disk, or whatever holds the blocks, failed."""
 
+    def __str__(self) -> str:  # OSError would begin with a number and end with the file
+        if self.filename is None:
+            return super().__str__()
+        return f"{self.filename}: {self.strerror}"
+
 
 class RemoteError(StorageError):
     """A server did not answer, or not with what was asked for.

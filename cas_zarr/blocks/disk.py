@@ -40,14 +40,14 @@ _FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None) if sys.platform != 
 _HAS_PWRITEV = hasattr(os, "pwritev")
 
 _REMEDIES = {
-    errno.ENOSPC: "free some space and flush again",
-    errno.EDQUOT: "free some space within the quota and flush again",
+    errno.ENOSPC: "free some space, then try again",
+    errno.EDQUOT: "free some space within the quota, then try again",
     errno.EROFS: "open it with read_only=True",
     errno.EACCES: "check its permissions, or open it with read_only=True",
     errno.EPERM: "check its permissions, or open it with read_only=True",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "raise the system's limit of open files",
-    errno.EIO: "check the disk, then flush again",
+    errno.EIO: "check the disk, then try again",
 }
 
 

@@ -146,8 +146,17 @@ def run(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+_REMEDIES = {
+    "pass create=True to make one": "make one with `import`",
+    ", or open it with read_only=True": "",
+}
+"""What errors advise, in Python and on the command line."""
+
+
 def _as_options(text: str, arguments: Sequence[str]) -> str:
     """Return a message with the options of the command in place of arguments in Python."""
+    for python, line in _REMEDIES.items():
+        text = text.replace(python, line)
     command = cli.commands.get(arguments[0]) if arguments else None
     for parameter in command.params if command is not None else ():
         if isinstance(parameter, click.Option):

@@ -267,6 +267,7 @@ def _drawn(entries: list[LogEntry], refs: Refs, *, oneline: bool) -> Iterator[st
 @click.argument("version", required=False)
 @click.option("--delete", is_flag=True, help="Take the branch away; the reflog can bring it back.")
 @click.option("--rename", metavar="NEW", help="Give the branch another name.")
+@click.option("--force", is_flag=True, help="With --delete: let work go that was not committed.")
 @click.option("--all", "-a", "show_all", is_flag=True, help="List what was fetched and kept, too.")
 @json_option
 def branch_command(
@@ -275,6 +276,7 @@ def branch_command(
     version: str | None,
     delete: bool,
     rename: str | None,
+    force: bool,
     show_all: bool,
     as_json: bool,
 ) -> None:
@@ -291,8 +293,8 @@ def branch_command(
         return
     repo = writable(repository)
     if delete:
-        repo.delete_branch(name)
-        _done(as_json, f"deleted branch {name}", {"deleted": name})
+        repo.delete_branch(name, force=force)
+        _done(as_json, f"deleted branch {name}; {name}@{{1}} is what it was", {"deleted": name})
     elif rename is not None:
         repo.rename_branch(name, rename)
         _done(as_json, f"branch {name} is {rename} now", {"old": name, "new": rename})
@@ -392,7 +394,7 @@ def tag_command(
     repo = writable(repository)
     if delete:
         repo.delete_tag(name)
-        _done(as_json, f"deleted tag {name}", {"deleted": name})
+        _done(as_json, f"deleted tag {name}; {name}@{{1}} is what it was", {"deleted": name})
         return
     make = repo.move_tag if move else repo.create_tag
     commit = make(name, "main" if version is None else version)

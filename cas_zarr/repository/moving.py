@@ -21,7 +21,7 @@ from cas_zarr.repository.versions import Commits, Resolved, not_found, root_of
 if TYPE_CHECKING:
     from cas_zarr.repository.repository import Repository
 
-__all__ = ["guarded", "move_branch", "move_tag", "rename_branch", "reset"]
+__all__ = ["delete_branch", "guarded", "move_branch", "move_tag", "rename_branch", "reset"]
 
 _T = TypeVar("_T")
 
@@ -70,13 +70,8 @@ def move_branch(
     new = Branch(record.commit if found.commit is None else found.commit, found.root)
     lost = force and record.commit is not None and not _is_readable(repo, record.commit)
     shown = record.work if lost else root_of(repo.blocks, record)
-    if shown != found.root and not force and _uncommitted(repo, record):
-        assert shown is not None
-        raise ConflictError(
-            f"branch {name!r} of {repo.location} has work that no commit has, root "
-            f"{format_cid(shown)}; commit it first, or pass force=True to drop it (the log of refs "
-            "keeps it)"
-        )
+    if shown != found.root and not force:
+        _require_committed(repo, name, record)
     if new.commit == record.commit and shown == found.root:
         return record
     guarded(
@@ -91,6 +86,25 @@ def move_branch(
 def reset(repo: Repository, name: str, version: CidLike, *, force: bool = False) -> Branch:
     """Let a branch lead to another version, as `move_branch`; the reason names the version."""
     return move_branch(repo, name, version, why=f"reset: to {_text(version)}", force=force)
+
+
+def delete_branch(repo: Repository, name: str, *, force: bool = False) -> None:
+    """Take a branch away.
+
+    Raises
+    ------
+    VersionNotFoundError
+        If there is no such branch.
+    ConflictError
+        If it has work that no commit has, unless `force` drops it; or another writer moved it
+        meanwhile.
+    """
+    record = repo.refs.branch(name)
+    if record is None:
+        raise not_found(repo.refs, name, kind="branch", names=repo.refs.branches())
+    if not force:
+        _require_committed(repo, name, record)
+    repo.refs.update(name, expected=record, new=None, why="delete")
 
 
 def rename_branch(repo: Repository, old: str, new: str) -> Branch:
@@ -240,9 +254,15 @@ def _tips(repo: Repository) -> Iterator[CidBytes]:
                 yield record.commit
 
 
-def _uncommitted(repo: Repository, record: Branch) -> bool:
-    committed = root_of(repo.blocks, Branch(record.commit))
-    return record.work is not None and record.work != committed
+def _require_committed(repo: Repository, name: str, record: Branch) -> None:
+    """Refuse to drop work that no commit has."""
+    work = record.work
+    if work is not None and work != root_of(repo.blocks, Branch(record.commit)):
+        raise ConflictError(
+            f"branch {name!r} of {repo.location} has work that no commit has, root "
+            f"{format_cid(work)}; commit it first, or pass force=True to drop it (the log of refs "
+            "keeps it)"
+        )
 
 
 def _text(version: CidLike) -> str:

@@ -509,9 +509,10 @@ class Refs(ABC):
             return
         now = self._load(path)
         if expected is None:
+            verb = "move" if move.kind == "tag" else "reset"
             raise ConflictError(
                 f"{move.kind} {move.name!r} exists already in {self.location}; choose another "
-                "name, or move it from what it is now"
+                f"name, or {verb} the one that is there"
             )
         state = "gone" if now is None else "another by now"
         raise ConflictError(

@@ -16,7 +16,7 @@ from cas_zarr.repository.gc import collect, repack
 from cas_zarr.repository.history import LogEntry, log
 from cas_zarr.repository.linking import link, list_sources, repoint
 from cas_zarr.repository.merging import cherry_pick, merge, rebase, revert
-from cas_zarr.repository.moving import guarded, move_tag, rename_branch, reset
+from cas_zarr.repository.moving import delete_branch, guarded, move_tag, rename_branch, reset
 from cas_zarr.repository.names import check_name
 from cas_zarr.repository.pinning import pin_remote
 from cas_zarr.repository.proof import prove
@@ -266,13 +266,16 @@ class Repository(RepositoryBase):
         self.refs.update(name, expected=None, new=record, why="branch without a history")
         return record
 
-    def delete_branch(self, name: str) -> None:
-        """Take a branch away; its commits stay until they are collected."""
+    def delete_branch(self, name: str, *, force: bool = False) -> None:
+        """Take a branch away; its commits stay until they are collected.
+
+        Raises
+        ------
+        ConflictError
+            If it has work that no commit has, unless `force` drops it; the log of refs has it.
+        """
         self._check_writable()
-        record = self.refs.branch(name)
-        if record is None:
-            raise not_found(self.refs, name, kind="branch", names=self.refs.branches())
-        self.refs.update(name, expected=record, new=None, why="delete")
+        delete_branch(self, name, force=force)
 
     def rename_branch(self, old: str, new: str) -> Branch:
         """Give a branch another name; what it was before is in the log under the old one."""

@@ -430,6 +430,8 @@ def not_found(
         hint = "did you mean " + " or ".join(repr(one) for one in near) + "?"
     elif names:
         hint = "there are " + ", ".join(repr(one) for one in names[:10])
+    elif kind == "remote":
+        hint = "give the location of the other repository, or make a remote of that name first"
     else:
         hint = "there is none yet"
     return VersionNotFoundError(f"there is no {kind} {name!r} in {refs.location}; {hint}")

@@ -119,3 +119,13 @@ def test_wrong_use_is_told(
     assert "check its permissions" in result.err
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"nothing")))
     assert command("import", "-", tmp_path / "o.cas").code == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="it is Linux that has a full disk")
+def test_a_full_disk_is_told_with_its_file_first(weather: Path, command: Command) -> None:
+    full = command("export", weather, "main", "-o", "/dev/full")
+    assert full.code == 1
+    assert full.err == (
+        "error: /dev/full: cannot write a car file: no space left on device; free some space, then "
+        "try again\n"
+    )

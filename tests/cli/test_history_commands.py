@@ -140,7 +140,13 @@ def test_branches(weather: Path, command: Command, done: Command, write: Write) 
     ]
     assert done("branch", weather, "trial", "--rename", "test").code == 0
     assert [row["name"] for row in done("branch", weather, "--json").json] == ["main", "test"]
-    assert done("branch", weather, "test", "--delete").out == "deleted branch test\n"
+    refused = command("branch", weather, "test", "--delete")
+    assert "has work that no commit has" in refused.err
+    assert "pass --force to drop it" in refused.err
+    deleted = done("branch", weather, "test", "--delete", "--force")
+    assert deleted.out == "deleted branch test; test@{1} is what it was\n"
+    done("branch", weather, "again", "test@{1}")
+    done("branch", weather, "again", "--delete")
     assert [row["name"] for row in done("branch", weather, "--json").json] == ["main"]
     gone = command("branch", weather, "test", "--delete")
     assert (gone.code, gone.out) == (1, "")
@@ -168,6 +174,7 @@ def test_tags(weather: Path, command: Command, done: Command, write: Write) -> N
     taken = command("tag", weather, "v1")
     assert taken.code == 1
     assert "'v1' exists already" in taken.err
+    assert "or move the one that is there" in taken.err
     assert done("tag", weather, "--json").json == [{"name": "v1", "commit": first}]
     done("tag", weather, "v1", "--move")
     assert done("tag", weather, "--json").json == [{"name": "v1", "commit": second}]

@@ -52,6 +52,7 @@ def test_no_repository(
     assert (result.code, result.out) == (1, "")
     assert result.err.startswith("error: ")
     assert str(tmp_path) in result.err
+    assert "True" not in result.err  # that is Python, and no option
     assert not any(tmp_path.iterdir())
 
 

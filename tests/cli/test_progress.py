@@ -57,3 +57,15 @@ def test_a_missing_extra_is_named(weather: Path, tmp_path: Path) -> None:
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("error: ")
         assert extra in done.stderr
+
+
+def test_an_interrupt_while_it_loads(weather: Path, tmp_path: Path) -> None:
+    (tmp_path / "blake3.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, "log", weather],
+        capture_output=True,
+        check=False,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")

@@ -123,6 +123,7 @@ def test_no_origin(weather: Path, command: Command) -> None:
     told = command("fetch", weather)
     assert (told.code, told.out) == (1, "")
     assert "origin" in told.err
+    assert "give the location of the other repository" in told.err
     assert command("clone", weather / "nothing", weather / "x").code == 1
 
 

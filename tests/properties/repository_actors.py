@@ -123,11 +123,11 @@ class Actor:
         """Call a function of `history`."""
         return getattr(history, name)(self.repo, *arguments, **options)
 
-    def refs(self, name: str, *arguments: Any) -> Any:
+    def refs(self, name: str, *arguments: Any, **options: Any) -> Any:
         """Create, delete, rename, reset: what `Repository` and `history` have."""
         if hasattr(self.repo, name):
-            return getattr(self.repo, name)(*arguments)
-        return getattr(history, name)(self.repo, *arguments)
+            return getattr(self.repo, name)(*arguments, **options)
+        return getattr(history, name)(self.repo, *arguments, **options)
 
     def expire(self, **options: Any) -> history.ExpireReport:
         """Cut histories."""

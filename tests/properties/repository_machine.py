@@ -508,7 +508,7 @@ class RepositoryBase(RuleBasedStateMachine):
         world = self.pick_world(dice)
         if len(self.worlds[world].branches) > 1:
             name = self.pick_branch(dice, world)
-            self.pick_actor(dice, world).do("refs", "delete_branch", name)
+            self.pick_actor(dice, world).do("refs", "delete_branch", name, force=True)
             self.place(world, name, None)
 
     def rename_branch(self, dice: random.Random) -> None:

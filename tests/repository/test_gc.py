@@ -172,7 +172,7 @@ def test_tags_and_kept_roots_keep_what_they_lead_to(repo: Repository) -> None:
     root = write(repo, "b", {2: 502})
     repo.create_tag("v1", commit)
     name = repo.refs.keep("b", Branch(commit, root))
-    repo.delete_branch("b")
+    repo.delete_branch("b", force=True)
     collect_all(repo)
     assert content(repo, "v1")["a/c/1"] == value(501)
     assert content(repo, name)["a/c/2"] == value(502)
@@ -214,7 +214,7 @@ def _packs(repo: Repository) -> list[Path]:
 def test_packs_that_are_not_used_at_all_go_whatever_may_stay(local: Repository) -> None:
     local.create_branch("b", None)
     write(local, "b", {i: 3000 + i for i in range(3)})
-    local.delete_branch("b")
+    local.delete_branch("b", force=True)
     report = collect(local, grace=NONE, log_age=NONE, max_unused=1)
     assert report.removed > 0
     assert report.rewritten == 0

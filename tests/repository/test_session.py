@@ -241,7 +241,7 @@ def test_a_branch_that_was_deleted_meanwhile(path: Path) -> None:
     one.prepare().set_value("a", b"1")
     one.flush()
     one.prepare().set_value("a", b"2")
-    Repository.open(path).delete_branch("main")
+    Repository.open(path).delete_branch("main", force=True)
     with pytest.raises(ConflictError, match="was deleted meanwhile"):
         one.flush()
     assert len(Repository.open(path).refs.all_kept()) == 1
@@ -417,7 +417,7 @@ def test_a_session_that_relies_on_garbage_is_not_harmed_by_a_collection(path: Pa
     session = opened(path)
     for number in range(10):
         session.prepare().set_value(f"b/{number}", b"%d" % number)  # which are there
-    repository.delete_branch("side")
+    repository.delete_branch("side", force=True)
     repository.refs.trim_log(1 << 62)
     gc_module = importlib.import_module("cas_zarr.repository.gc")
     gc_module.collect(repository, grace=timedelta(hours=1))
@@ -636,7 +636,7 @@ def test_dropping_leaves_nothing_even_where_the_branch_is_gone(path: Path) -> No
     repo.create_branch("b", first.root)
     session = repo.session("b")
     session.prepare().set_value("b", b"2")
-    repo.delete_branch("b")
+    repo.delete_branch("b", force=True)
     with pytest.raises(VersionNotFoundError):
         session.discard()
     session.close()

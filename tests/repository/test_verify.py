@@ -450,7 +450,7 @@ def test_a_damaged_line_of_the_log(path: Path) -> None:
 
 def test_a_damaged_list_of_a_collection(path: Path) -> None:
     repo = Repository.open(path)
-    repo.delete_branch("main")
+    repo.delete_branch("main", force=True)
     repo.refs.trim_log(1 << 62)
     repo.gc()
     (condemned,) = (path / "packs").glob("*.condemned")

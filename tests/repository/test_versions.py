@@ -58,6 +58,22 @@ def value(repository: Repository, version: object) -> bytes:
     return bytes(repository.at(version)["n"])  # type: ignore[arg-type]
 
 
+def test_a_branch_with_work_is_not_deleted_unless_forced(repository: Repository) -> None:
+    session = repository.session("other")
+    session.prepare().set_value("n", b"not committed")
+    work = session.flush()
+    with pytest.raises(ConflictError, match="has work that no commit has"):
+        repository.delete_branch("other")
+    assert "other" in repository.branches()
+    repository.delete_branch("other", force=True)
+    assert "other" not in repository.branches()
+    last = repository.reflog("other")[-1]
+    assert isinstance(last.old, Branch)
+    assert last.old.work == work
+    repository.create_branch("again", "other@{1}")
+    repository.delete_branch("again")
+
+
 def test_short_cids(repository: Repository) -> None:
     session = repository.session()
     session.prepare().set_value("n", b"not committed")
