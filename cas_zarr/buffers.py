@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,11 +38,12 @@ _BYTE = np.dtype("B")
 
 
 def to_buffer(prototype: BufferPrototype, data: Any) -> Buffer:
-    """Return bytes as a buffer, without a copy where that can be."""
+    """Return verified bytes as a buffer, without a copy where that can be."""
     kind = prototype.buffer
     if kind is cpu.Buffer:  # `from_bytes` comes to the same, half a microsecond later
         return cpu.Buffer(np.frombuffer(data, _BYTE))
-    return kind.from_bytes(data)
+    make: Callable[[Any], Buffer] = getattr(kind, "from_verified", kind.from_bytes)
+    return make(data)
 
 
 def later(prototype: BufferPrototype, mapping: CASMapping, key: str) -> Buffer | None:

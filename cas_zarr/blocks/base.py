@@ -251,6 +251,13 @@ class BlockStore(Closing):
         """Tell for each of many blocks whether it is held."""
         return [self.has(cid) for cid in cids]
 
+    def lacks_many(self, cids: Sequence[CidLike]) -> Sequence[bool]:
+        """Tell for each of many blocks whether a `put` is needed: for whom bytes cost a copy.
+
+        It is for one that is not held, and for one that was found damaged.
+        """
+        return [not held for held in self.has_many(cids)]
+
     @final
     def size(self, cid: CidLike) -> int:
         """Return the number of bytes of a block without reading it.

@@ -287,6 +287,13 @@ class LocalBlocks(CollectableBlocks):
             flags = [found is not None for found in self._find_many_here(keys)]
         return flags
 
+    def lacks_many(self, cids: Sequence[CidLike]) -> Sequence[bool]:
+        # docstring inherited
+        return [
+            not held or checked(cid)[-KEY_SIZE:] in self._rotten
+            for cid, held in zip(cids, self.has_many(cids), strict=True)
+        ]
+
     def has_array(self, keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Tell for each of many multihashes, (n, 34) uint8, whether its block is held."""
         held = np.zeros(len(keys), bool)

@@ -119,8 +119,8 @@ class Batch:
             cids = [make_cid(RAW, function, digest) for digest in digests]
             first = {cid: row for row, cid in reversed(list(enumerate(cids)))}
             unique = list(first)
-            held = blocks.has_many(unique)
-            rows = [first[cid] for cid, here in zip(unique, held, strict=True) if not here]
+            lacking = blocks.lacks_many(unique)
+            rows = [first[cid] for cid, missing in zip(unique, lacking, strict=True) if missing]
             new = [copied[row] for row in rows] if copied else to_host(_parts(places, rows))
         each = iter(cids)
         return _Settled(

@@ -48,9 +48,13 @@ class ChunkBuffer(gpu.Buffer):
     carried : Carried or None
         Its batch and place there, for a store to hash and to copy it with the others. It is a batch
         of its own unless `carry` put it into one, and None while it is not loaded.
+    verified : bool
+        Whether the bytes are, or are part of, what a CID named: nvCOMP decodes no others, since its
+        decoders do not refuse all that no encoder made.
     """
 
     number = 0
+    verified = False
     _carried: Carried | None = None
     _array: Any = None
     _source: tuple[TreeReader, Value] | None = None
@@ -65,10 +69,18 @@ class ChunkBuffer(gpu.Buffer):
         return cls(np.frombuffer(bytes_like, np.uint8))
 
     @classmethod
+    def from_verified(cls, data: Any) -> Self:
+        """Return bytes that were verified on the host."""
+        buffer = cls.from_bytes(data)
+        buffer.verified = True
+        return buffer
+
+    @classmethod
     def from_value(cls, reader: TreeReader, value: Value) -> Self:
         """Return a value that is read and verified when it is first asked for."""
         buffer = cls.__new__(cls)
         buffer._source = reader, value
+        buffer.verified = True  # or it cannot be had
         return buffer
 
     @property
@@ -88,8 +100,13 @@ class ChunkBuffer(gpu.Buffer):
     def _data(self, array: Any) -> None:
         self._array = array
 
+    def __getitem__(self, key: slice) -> Self:
+        part = super().__getitem__(key)
+        part.verified = self.verified
+        return part
+
     def __setitem__(self, key: slice, value: Any) -> None:
-        self._carried = None  # it is not what was hashed any more
+        self._carried, self.verified = None, False  # it is not what was hashed any more
         super().__setitem__(key, value)
 
     def combine(self, others: Iterable[Buffer]) -> Self:

@@ -8,6 +8,7 @@ it for what nvCOMP cannot do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeAlias
 
@@ -32,6 +33,9 @@ __all__ = ["PIPELINE", "DeviceCodec", "DevicePipeline"]
 
 PIPELINE = "cas_zarr.gpu.pipeline.DevicePipeline"
 """Its name in zarr's configuration."""
+
+# Whether a batch that is decoded here was not verified: tasks and threads of a batch inherit it.
+_UNVERIFIED: ContextVar[bool] = ContextVar("_UNVERIFIED", default=False)
 
 Given: TypeAlias = Sequence[tuple[Any, ArraySpec]]
 
@@ -82,8 +86,9 @@ class DeviceCodec(BytesBytesCodec):
     async def decode(
         self, chunks_and_specs: Iterable[tuple[Buffer | None, ArraySpec]]
     ) -> Iterable[Buffer | None]:
-        """Decode a batch of chunks, which are verified; see `zarr.abc.codec.Codec`."""
-        return await self._each(list(chunks_and_specs), self.host.decode, self._decode)
+        """Decode a batch of chunks, on the host if it was not verified."""
+        on_device = _nothing if _UNVERIFIED.get() else self._decode
+        return await self._each(list(chunks_and_specs), self.host.decode, on_device)
 
     async def _each(
         self,
@@ -143,7 +148,12 @@ class DevicePipeline(BatchedCodecPipeline):
         first = (*self, None)[-2]
         if not (pairs and isinstance(first, HostCodec) and first.needs_host(pairs[0][1])):
             load_all(buffer for buffer, _ in pairs)
-        return await by_device(super().decode_batch, pairs, _devices(pairs))
+        verified = all(buffer is None or getattr(buffer, "verified", False) for buffer, _ in pairs)
+        token = _UNVERIFIED.set(not verified)
+        try:
+            return await by_device(super().decode_batch, pairs, _devices(pairs))
+        finally:
+            _UNVERIFIED.reset(token)
 
     async def write_batch(self, batch_info: Iterable[Any], *arguments: Any, **options: Any) -> None:
         """Write chunks; see `zarr.abc.codec.CodecPipeline`. Empty ones are found all at once."""
