@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from numcodecs import GZip, Zstd
 from zarr.codecs import GzipCodec, ZstdCodec
 
 from cas_zarr import CASStore, gpu
+from cas_zarr.gpu import gdeflate
+from cas_zarr.gpu.formats import Ans, Bitcomp, Cascaded, Gdeflate
 
-LZ4 = pytest.importorskip("zarr.codecs.numcodecs").LZ4  # of zarr 3.1.3 and later
+codecs = pytest.importorskip("zarr.codecs.numcodecs")  # of zarr 3.1.3 and later
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,8 +27,10 @@ pytestmark = [
 CODECS = {
     "zstd": ZstdCodec,
     "gzip": GzipCodec,
-    "lz4": LZ4,
+    "lz4": codecs.LZ4,
+    "zlib": codecs.Zlib,
 }
+OWN = [Ans(), Bitcomp(), Bitcomp("uint8", "sparse"), Cascaded(), Cascaded(level=7), Gdeflate()]
 CHUNKS = {"64 KiB": 1 << 14, "1 MiB": 1 << 18, "16 MiB": 1 << 22}  # of float32
 FIELDS = ("smooth", "random", "constant")
 
@@ -94,6 +100,54 @@ def test_frames_and_members(cuda: Any, store: CASStore) -> None:
         with gpu.enabled():
             found = zarr.open_array(store, mode="r")[:]
         np.testing.assert_array_equal(cuda.asnumpy(found), data)
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+@pytest.mark.parametrize("codec", OWN, ids=repr)
+def test_own_formats(cuda: Any, tmp_path: Path, codec: Any, kind: str) -> None:
+    size = (1 << 22) + 5
+    data = field(kind, size)
+    device, host = (CASStore(tmp_path / name) for name in ("device", "host"))
+    with gpu.enabled():
+        create(device, codec, size, 1 << 20)[:] = cuda.asarray(data)
+        found = zarr.open_array(device, mode="r")[:]
+    assert isinstance(found, cuda.ndarray)
+    np.testing.assert_array_equal(found.get().view("u4"), data.view("u4"))
+    create(host, codec, size, 1 << 20)[:] = data  # chunks of NumPy
+    assert host.flush() == device.flush()
+    found = zarr.open_array(device, mode="r")[:]
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_array_equal(found.view("u4"), data.view("u4"))
+
+
+def test_a_machine_without_a_device_reads_gdeflate(
+    cuda: Any, store: CASStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not gdeflate.has_library():
+        pytest.skip("no library of nvCOMP for hosts is installed")
+    data = field("smooth", 100_000)
+    with gpu.enabled():
+        create(store, Gdeflate(level=5), len(data), 40_000)[:] = cuda.asarray(data)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    np.testing.assert_array_equal(zarr.open_array(store, mode="r")[:], data)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_filters(cuda: Any, tmp_path: Path, dtype: str) -> None:
+    data = field("smooth", 1 << 16).astype(dtype)
+    stores = [CASStore(tmp_path / name) for name in ("device", "host")]
+    for store in stores:
+        with gpu.enabled() if store is stores[0] else nullcontext():
+            array = zarr.create_array(
+                store,
+                shape=data.shape,
+                chunks=(10_000,),
+                dtype=dtype,
+                filters=[codecs.BitRound(keepbits=5)],
+                compressors=[codecs.Shuffle()],
+            )
+            array[:] = cuda.asarray(data) if store is stores[0] else data
+    assert stores[0].flush() == stores[1].flush()
 
 
 def test_duplicates(cuda: Any, store: CASStore) -> None:
