@@ -124,12 +124,37 @@ def stages(folder: Path, size: int) -> Iterator[Figure]:
                 lambda n=numbers, a=name: _write(folder / f"{a}{next(n)}", field, MIB, a)
             )
         yield Figure(what + "all, with a commit", whole, "s")
+    yield from _encoders(chunks)
     for blob, many in ((4 << 10, 256), (64 << 10, 64), (256 << 10, 64), (MIB, 64)):
         parts = [field[at : at + blob] for at in range(0, min(many * blob, total), blob)]
         what = f"{len(parts)} blobs of {blob >> 10} KiB to the host: "
         for how, gathered in (("gathered", True), ("one by one", False)):
             took = _timed(lambda p=parts, g=gathered: to_host(p, gathered=g))
             yield Figure(what + how, took, "s")
+
+
+def _encoders(chunks: Sequence[Any]) -> Iterator[Figure]:
+    """Encode a batch and decode it in formats that take more than one call of nvCOMP."""
+    from cas_zarr.gpu.formats import Ans, Bitcomp, Cascaded, Gdeflate
+    from cas_zarr.gpu.frames import Shuffle, Zlib
+    from cas_zarr.gpu.pieces import decode, encode
+
+    sizes = [chunk.nbytes for chunk in chunks]
+    works: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+        codec.name: (
+            lambda given, c=codec: encode(c.nvcomp, given),
+            lambda given, c=codec: decode(c.nvcomp, given, c.name),
+        )
+        for codec in (Ans(), Bitcomp("uint32"), Cascaded("uint32"), Gdeflate())
+    }
+    for name, frame in (("zlib", Zlib(1)), ("shuffle", Shuffle(4))):
+        works[name] = frame.encode, lambda given, f=frame: f.decode(given, sizes)
+    for name, (there, back) in works.items():
+        made = there(chunks)
+        smaller = sum(sizes) / sum(one.nbytes for one in made)
+        what = f"{name}, {len(chunks)} chunks of 1 MiB, {smaller:.2f} times smaller: "
+        yield Figure(what + "encode", _timed(lambda w=there: w(chunks)), "s")
+        yield Figure(what + "decode", _timed(lambda w=back, m=made: w(m)), "s")
 
 
 def writes(folder: Path, size: int) -> Iterator[Figure]:
