@@ -1,6 +1,6 @@
 """The commands that combine versions and subtrees.
 
-`merge`, `cherry-pick`, `revert`, `rebase`; `cp`, `mv`, `attach`.
+`merge`, `cherry-pick`, `revert`, `rebase`; `cp`, `mv`, `rm`, `attach`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from cas_zarr.cli.options import (
 )
 from cas_zarr.cli.output import cid_text, count, print_json, print_pairs, printable
 from cas_zarr.cli.sections import command
+from cas_zarr.repository.describe import describe
+from cas_zarr.repository.imports import write_parents
 from cas_zarr.repository.session import Session
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ __all__ = [
     "print_merge",
     "rebase_command",
     "revert_command",
+    "rm_command",
 ]
 
 Side = Literal["ours", "theirs"]
@@ -254,8 +257,8 @@ def cp_command(
 ) -> None:
     """Put a group or an array at another path, too.
 
-    Both share every block. Like what `mv` and `attach` do, it shows in the branch, and `commit`
-    makes it history.
+    Both share every block. Groups above the path are made where there are none. Like what `mv`,
+    `rm` and `attach` do, it shows in the branch, and `commit` makes it history.
     """
     with writing(writable(repository), branch) as session:
         session.copy(source.strip("/"), target.strip("/"), overwrite=overwrite)
@@ -280,6 +283,33 @@ def mv_command(
     with writing(writable(repository), branch) as session:
         session.move(source.strip("/"), target.strip("/"), overwrite=overwrite)
         _finish(session, target, as_json)
+
+
+@command(
+    "rm",
+    "combine",
+    "cas-zarr rm weather.cas era5/t2m",
+)
+@repository_argument
+@click.argument("path")
+@branch_option
+@json_option
+def rm_command(repository: str, path: str, branch: str, as_json: bool) -> None:
+    """Take a group or an array away, with all below it.
+
+    It shows in the branch, and `commit` makes it history. Older commits have the data still.
+    """
+    path = path.strip("/")
+    if not path:
+        raise click.UsageError("give the path of a group or an array, not the root")
+    with writing(writable(repository), branch) as session:
+        describe(session.repository.blocks, session.root, path)  # tells what there is if not that
+        session.prepare().discard_prefix(path + "/")
+        root = format_cid(session.flush())
+    if as_json:
+        print_json({"path": path, "root": root})
+    else:
+        print_pairs([("removed", path), ("root", root)])
 
 
 @command(
@@ -315,8 +345,11 @@ def attach_command(
 
 
 def _finish(session: Session, path: str, as_json: bool) -> None:
-    """Flush, and print what is at the path now."""
-    found: dict[str, Any] = {"path": path.strip("/"), "cid": session.mapping.cid(path.strip("/"))}
+    """Make the groups above the path, flush, and print what is there now."""
+    path = path.strip("/")
+    mapping = session.prepare()
+    write_parents(mapping, path, ["zarr.json"] if mapping.exists(f"{path}/zarr.json") else [])
+    found: dict[str, Any] = {"path": path, "cid": mapping.cid(path)}
     found["root"] = session.flush()
     texts = {name: value if name == "path" else format_cid(value) for name, value in found.items()}
     if as_json:

@@ -25,6 +25,7 @@ from cas_zarr.cli.combining import (
     mv_command,
     rebase_command,
     revert_command,
+    rm_command,
 )
 from cas_zarr.cli.comparing import diff_command, same_command
 from cas_zarr.cli.history import (
@@ -101,6 +102,7 @@ for entry in (
     rebase_command,
     cp_command,
     mv_command,
+    rm_command,
     attach_command,
     clone_command,
     remote_command,

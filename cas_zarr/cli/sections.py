@@ -40,8 +40,28 @@ class Command(click.Command):
         super().format_epilog(ctx, formatter)
 
 
+_NO_CHECKOUT = "nothing is checked out: commands take --version or --branch"
+_OTHER_WORDS = {
+    "add": "what was written is there already, and `commit` takes all of it",
+    "checkout": _NO_CHECKOUT,
+    "init": "`import` makes a repository, and so does the first write",
+    "serve": "it is `gateway`",
+    "status": "`branch` has a star where there is work to commit, and `diff` shows it",
+    "switch": _NO_CHECKOUT,
+}
+"""Words that users of git try, and what to do here."""
+
+
 class Commands(click.Group):
     """A group whose help lists its commands by section."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say what there is in place of one of git."""
+        if args[0] in _OTHER_WORDS:
+            ctx.fail(f"there is no command {args[0]!r}: {_OTHER_WORDS[args[0]]}")
+        return super().resolve_command(ctx, args)
 
     def sections(self) -> dict[str, list[Command]]:
         """Return the commands by section, in the order in which they were added."""

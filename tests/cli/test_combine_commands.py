@@ -1,4 +1,4 @@
-"""`merge`, `cherry-pick`, `revert`, `rebase`; `cp`, `mv`, `attach`."""
+"""`merge`, `cherry-pick`, `revert`, `rebase`; `cp`, `mv`, `rm`, `attach`."""
 
 from __future__ import annotations
 
@@ -191,3 +191,30 @@ def test_attach_of_an_older_version_and_of_another_repository(
         values(other, path="weather"), np.arange(24, dtype="<f4").reshape(4, 6)
     )
     assert done("verify", other, "--data").code == 0
+
+
+def test_groups_above_a_path_are_made(weather: Path, done: Command) -> None:
+    done("mv", weather, "t2m", "era5/surface/t2m")
+    group = zarr.open_group(CASStore(weather), mode="r")
+    assert sorted(name for name, _ in group.members(max_depth=None)) == [
+        "era5",
+        "era5/surface",
+        "era5/surface/t2m",
+    ]
+    kinds = [row["kind"] for row in done("ls", weather, "-r", "--json").json]
+    assert kinds == ["group", "group", "array"]
+
+
+def test_rm(weather: Path, command: Command, done: Command) -> None:
+    before = done("cid", weather).out
+    missing = command("rm", weather, "t2n")
+    assert (missing.code, missing.out) == (1, "")
+    assert "no node 't2n' is in the root; there are: t2m" in missing.err
+    assert command("rm", weather, "/").code == 2
+    assert done("cid", weather).out == before
+    done("cp", weather, "t2m", "a/t2m")
+    assert done("rm", weather, "/t2m/", "--json").json["path"] == "t2m"
+    assert [row["path"] for row in done("ls", weather, "-r", "--json").json] == ["a", "a/t2m"]
+    assert "removed" in done("rm", weather, "a").out
+    assert done("ls", weather, "--json").json == []
+    assert done("show", weather, "t2m", "-v", "main", "--json").json["chunks"] == 4

@@ -373,6 +373,14 @@ def test_what_could_steer_a_terminal_is_escaped(tmp_path: Path, command: Command
         json.loads(out, parse_constant=lambda name: pytest.fail(name))
 
 
+def test_words_of_git_are_answered(command: Command) -> None:
+    for word, answer in {"status": "diff", "checkout": "--version", "serve": "gateway"}.items():
+        told = command(word, "weather.cas")
+        assert told.code == 2
+        assert f"there is no command '{word}': " in told.err
+        assert answer in told.err
+
+
 def test_wrong_usage(command: Command) -> None:
     missing = command("ls")
     assert missing.code == 2

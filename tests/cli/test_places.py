@@ -29,6 +29,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "repair": ("--from", "other.cas"),
     "reset": ("main", "main"),
     "revert": ("main",),
+    "rm": ("a",),
     "same": ("main", "main"),
     "tag": ("v1",),
     "unpublish": ("--expired", "--to", NOBODY),
