@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import shutil
 import tempfile
 import traceback
 import warnings
@@ -44,8 +43,10 @@ def _keep_folders_in_memory() -> None:
     `TMPDIR` names another place, a disk say. No test asks what a disk keeps when its power fails:
     such deaths are simulated, call by call.
     """
-    roomy = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ENOUGH
-    if roomy and "TMPDIR" not in os.environ:
+    if "TMPDIR" in os.environ or not os.access(MEMORY, os.W_OK):
+        return
+    place = os.statvfs(MEMORY)
+    if place.f_bavail * place.f_frsize > ENOUGH and not place.f_flag & os.ST_NOEXEC:
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)  # of children, and of this process
 
 
