@@ -134,4 +134,6 @@ def test_bytes_that_a_store_verified_are_decoded_on_the_device(fake: Fake, tmp_p
         )
         array[:] = on_device(data)
         np.testing.assert_array_equal(array[:].get(), data)
-    assert fake.library.decoded == 16  # chunks within a shard, which is verified as a whole
+        assert fake.library.decoded == 16  # chunks within a shard, which is verified as a whole
+        np.testing.assert_array_equal(array[3:9, 60:70].get(), data[3:9, 60:70])
+        assert fake.library.decoded == 16 + 2  # ranges of a shard
