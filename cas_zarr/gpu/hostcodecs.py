@@ -130,6 +130,7 @@ def _to_device(made: Buffer | NDBuffer | None, spec: ArraySpec) -> Any:
     if not isinstance(made, NDBuffer):
         return made
     array = made.as_numpy_array()
-    if array.dtype.byteorder == ">":  # earlier versions of zarr leave it so
+    there = is_device_dtype(spec.dtype.to_native_dtype())
+    if array.dtype.byteorder == ">" and there:  # earlier versions of zarr leave it so
         array = array.astype(array.dtype.newbyteorder("="))
     return spec.prototype.nd_buffer.from_ndarray_like(array)

@@ -15,6 +15,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from zarr.abc.codec import ArrayArrayCodec, BytesBytesCodec, Codec
 from zarr.codecs import GzipCodec, ZstdCodec
+from zarr.codecs._v2 import V2Codec
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, NDBuffer
 from zarr.core.codec_pipeline import BatchedCodecPipeline
@@ -24,6 +25,7 @@ from zarr.registry import register_pipeline
 from cas_zarr.gpu.bitround import DeviceBitRound
 from cas_zarr.gpu.buffers import ChunkArray, ChunkBuffer, carry, is_on_device, load_all
 from cas_zarr.gpu.devices import by_device, device_of
+from cas_zarr.gpu.format2 import DeviceV2Codec, for_format_2
 from cas_zarr.gpu.frames import Frame, frame_of
 from cas_zarr.gpu.hostcodecs import HostCodec, on_host
 from cas_zarr.gpu.kernels import cupy
@@ -146,7 +148,9 @@ class DevicePipeline(BatchedCodecPipeline):
         """Load and verify chunks together, and then decode them."""
         pairs = list(chunk_bytes_and_specs)
         first = (*self, None)[-2]
-        if not (pairs and isinstance(first, HostCodec) and first.needs_host(pairs[0][1])):
+        if not (
+            pairs and isinstance(first, HostCodec | DeviceV2Codec) and first.needs_host(pairs[0][1])
+        ):
             load_all(buffer for buffer, _ in pairs)
         verified = all(buffer is None or getattr(buffer, "verified", False) for buffer, _ in pairs)
         token = _UNVERIFIED.set(not verified)
@@ -218,8 +222,10 @@ def _fill_value(spec: ArraySpec) -> Any:
 
 def _for_device(codec: Codec) -> Any:
     """Return what stands for a codec on a device."""
-    if isinstance(codec, DeviceCodec | DeviceBitRound):
+    if isinstance(codec, DeviceCodec | DeviceBitRound | DeviceV2Codec):
         return codec
+    if isinstance(codec, V2Codec):
+        return for_format_2(codec)
     if isinstance(codec, ArrayArrayCodec) and _named(codec)[0] == "numcodecs.bitround":
         return DeviceBitRound(on_host(codec), int(_named(codec)[1]["keepbits"]))
     if not isinstance(codec, BytesBytesCodec):
