@@ -412,7 +412,7 @@ class ReferencedBlocks(ReadOnlyBlocks):
         if places:
             return BlockNotFoundError(
                 f"block {format_cid(cid)} is {_either(places)}, which is gone or shorter than it "
-                "was; put it back, or say where it is now with repoint"
+                "was; put it back, or say where it is now (`repoint`, `sources --move`)"
             )
         damaged = "".join(f"; {reason}" for reason in self.references.damaged.values())
         return BlockNotFoundError(

@@ -149,7 +149,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 _REMEDIES = {
-    "pass create=True to make one": "make one with `import`",
+    "pass create=True to make one": "make one with `import` or `clone`",
     ", or open it with read_only=True": "",
 }
 """What errors advise, in Python and on the command line."""

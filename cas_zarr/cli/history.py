@@ -167,6 +167,8 @@ def log_command(
     if as_json:
         print_json([_entry_json(entry, refs) for entry in entries])
         return
+    if not entries and path is not None:
+        click.echo(f"no commit changed {printable(path)!r}", err=True)
     if graph:
         for row in _drawn(entries, refs, oneline=oneline):
             click.echo(row)

@@ -236,7 +236,7 @@ def same_hash(location: str, asked: HashFunction | None, found: HashFunction) ->
 
 
 def path_of(text: str) -> Path:
-    """Return the folder that a path or a file:// address means."""
+    """Return the folder that a path, also with ~ for a home, or a file:// address means."""
     if text.startswith("file://"):
         host, slash, rest = text.removeprefix("file://").partition("/")
         if host not in ("", "localhost"):
@@ -251,4 +251,4 @@ def path_of(text: str) -> Path:
         raise _no_location(text)
     if not text or "\0" in text:
         raise InvalidArgumentError(f"{text!r} is no path of a repository")
-    return Path(os.path.abspath(text))
+    return Path(os.path.abspath(os.path.expanduser(text)))

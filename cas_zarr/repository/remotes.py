@@ -6,7 +6,6 @@ the parts that are copied from it. What the others have is fetched from there wh
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +16,7 @@ from cas_zarr.blocks.fronted import FrontedBlocks
 from cas_zarr.blocks.tiered import TieredBlocks
 from cas_zarr.errors import CasZarrError, ConflictError, FormatError, InvalidArgumentError
 from cas_zarr.repository.faraway import Sources
-from cas_zarr.repository.opening import parse_location
+from cas_zarr.repository.opening import parse_location, path_of
 from cas_zarr.repository.records import seal, unseal
 from cas_zarr.repository.refs import Refs
 from cas_zarr.repository.selection import Part, parse_part
@@ -146,7 +145,7 @@ def add_remote(
         raise InvalidArgumentError(f"{location!r} is no path or address of a repository")
     parse_location(location)
     if "://" not in location:
-        location = os.path.abspath(location)  # it is looked for from elsewhere, too
+        location = str(path_of(location))  # it is looked for from elsewhere, too
     remote = Remote(name, location, None if parts is None else tuple(parts))
     if not refs.swap_remote(name, None, remote.to_block()):
         raise ConflictError(

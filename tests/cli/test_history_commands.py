@@ -90,6 +90,8 @@ def test_log_of_a_path_and_of_a_box_of_the_index(
     assert messages(done, weather, *box, ":,-1") == ["last chunk", "first import"]
     assert messages(done, weather, "--path", "notes") == ["a note"]
     assert command("log", weather, "--box", "0:2").code == 2
+    nothing = command("log", weather, "--path", "nope")
+    assert (nothing.code, nothing.out, nothing.err) == (0, "", "no commit changed 'nope'\n")
     assert "is no array" in command("log", weather, "--path", "notes", "--box", "0:2").err
     assert "too many" in command("log", weather, *box, "0,0,0").err
 

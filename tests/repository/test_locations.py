@@ -42,6 +42,19 @@ from tests.servers.counting import Counting, counting_gateway
 SOME = format_cid(cid_of(0x0129, BLAKE3, b"{}"))
 
 
+def test_a_home_is_meant_by_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    CASStore("~/x.cas").commit("one")
+    assert (tmp_path / "x.cas" / "packs").is_dir()
+    assert parse_location("~").text == str(tmp_path)
+    for there in ("./~/x.cas", f"file://{tmp_path}/~/x.cas"):
+        assert parse_location(there).text == str(tmp_path / "~" / "x.cas")
+    repo = Repository.open("~/x.cas")
+    repo.add_remote("home", "~/y.cas")
+    assert repo.remotes() == {"home": str(tmp_path / "y.cas")}
+
+
 @pytest.mark.parametrize(
     ("text", "kind", "shown", "path", "gateway"),
     [
