@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import _thread
 import sys
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 __all__ = ["main"]
+
+_SOON = 0.05  # seconds: time for a finalizer to end
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    sys.unraisablehook = _interrupt_again
     try:
         import click  # noqa: F401
         import rich  # noqa: F401
@@ -23,3 +32,13 @@ def main() -> None:
         print("error: the command needs click and rich; install cas_zarr[cli]", file=sys.stderr)
         raise SystemExit(1) from None
     raise SystemExit(run(sys.argv[1:]))
+
+
+def _interrupt_again(unraisable: UnraisableHookArgs) -> None:
+    """Let an interrupt that came in a finalizer, where it is ignored, come once more."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        again = threading.Timer(_SOON, _thread.interrupt_main)
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(unraisable)

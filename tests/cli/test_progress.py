@@ -69,3 +69,25 @@ def test_an_interrupt_while_it_loads(weather: Path, tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_an_interrupt_in_a_finalizer_is_not_lost(weather: Path) -> None:
+    script = (
+        "class Gone:\n"
+        "    def __del__(self):\n"
+        "        raise KeyboardInterrupt\n"
+        "import cas_zarr.cli.group as group\n"
+        "def serve(arguments):\n"  # what takes long, and is interrupted in a finalizer
+        "    Gone()\n"
+        "    return run(arguments)\n"
+        "run, group.run = group.run, serve\n" + RUN
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "gateway", weather, "--port", "0"],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode in (0, 130)
+    assert "Traceback" not in done.stderr
