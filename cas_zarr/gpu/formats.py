@@ -7,6 +7,7 @@ chunks say what they need. Nothing of CUDA is loaded before a chunk is encoded o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, ClassVar, Final, Self, TypeAlias
@@ -19,6 +20,7 @@ from zarr.core.common import JSON
 
 from cas_zarr.errors import InvalidArgumentError, MissingDependencyError
 from cas_zarr.gpu import require
+from cas_zarr.gpu.devices import device_of
 from cas_zarr.gpu.gdeflate import decompress, has_library
 from cas_zarr.gpu.kernels import cupy
 from cas_zarr.gpu.memory import halving
@@ -317,14 +319,19 @@ def _inflated(buffer: Buffer) -> bytes:
 def _each(pairs: Pairs, work: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Buffer | None]:
     """Do chunks where they lie, and those of the host on the current device."""
     done: list[Buffer | None] = [None] * len(pairs)
-    devices: dict[int, list[tuple[int, Any]]] = {}
+    devices: dict[int | None, list[tuple[int, Any]]] = {}
     for row, (buffer, _) in enumerate(pairs):
         if buffer is not None:
-            array = cupy().asarray(buffer.as_array_like()).view(np.uint8)
-            devices.setdefault(array.device.id, []).append((row, array))
-    for given in devices.values():
-        with given[0][1].device:
-            made = halving(work, [array for _, array in given])
+            array = buffer.as_array_like()
+            devices.setdefault(device_of(array), []).append((row, array))
+
+    def do(arrays: Sequence[Any]) -> Sequence[Any]:
+        return work([cupy().asarray(array).view(np.uint8) for array in arrays])
+
+    for device, given in devices.items():
+        arrays = [array for _, array in given]
+        with nullcontext() if device is None else arrays[0].device:
+            made = halving(do, arrays)
         for (row, _), array in zip(given, made, strict=True):
             kind = pairs[row][1].prototype.buffer
             on_host = not issubclass(kind, gpu.Buffer)

@@ -18,6 +18,7 @@ import zarr
 from gpu.arrays import create, field
 from gpu.fakecupy import DeviceArray, Fake, on_device
 from gpu.hostformats import deflated
+from zarr.core import codec_pipeline
 from zarr.core.array_spec import ArrayConfig, ArraySpec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.dtype import UInt8
@@ -180,6 +181,32 @@ def test_arrays_of_a_host_are_encoded_on_the_device(tmp_path: Path, codec: Any) 
     assert device.flush() == enabled.flush() == plain.flush()
 
 
+@pytest.mark.skipif(
+    not hasattr(codec_pipeline, "FusedCodecPipeline"), reason="this zarr has no such pipeline"
+)
+@each
+@pytest.mark.usefixtures("fake")
+def test_the_fused_pipeline_of_zarr(tmp_path: Path, codec: Any) -> None:
+    data = field()
+    fused, batched = (CASStore(tmp_path / name) for name in ("fused", "batched"))
+    create(batched, [codec])[:] = data
+    with zarr.config.set({"codec_pipeline.path": "zarr.core.codec_pipeline.FusedCodecPipeline"}):
+        create(fused, [codec])[:] = data
+        np.testing.assert_array_equal(zarr.open_array(fused, mode="r")[:], data)
+    assert fused.flush() == batched.flush()
+
+
+def test_arrays_of_a_host_are_halved_too(fake: Fake, tmp_path: Path) -> None:
+    data = field((512, 64))
+    with zarr.config.set({"codec_pipeline.batch_size": 64}):
+        array = create(CASStore(tmp_path / "repository"), [Ans()], data.shape)
+        fake.memory.capacity = 120_000
+        array[:] = data  # eight chunks of 16 KiB
+        fake.memory.clear()
+        np.testing.assert_array_equal(array[:], data)
+    assert sum(name.endswith("ANSCompressAsync") for name in fake.library.calls) > 1
+
+
 @each
 @pytest.mark.usefixtures("fake")
 def test_equal_chunks_have_equal_values(tmp_path: Path, codec: Any) -> None:
@@ -216,6 +243,7 @@ def test_a_chunk_is_a_whole_number_of_elements(tmp_path: Path) -> None:
         np.testing.assert_array_equal(array[:].get(), data)
 
 
+@pytest.mark.filterwarnings("ignore:Creating a zarr.buffer.gpu.Buffer")  # zarr 3.1.0, of its own
 def test_shards_and_missing_chunks(fake: Fake, tmp_path: Path) -> None:
     data = field()
     store = CASStore(tmp_path / "repository")

@@ -12,11 +12,11 @@ import pytest
 from cas_zarr.errors import MissingDependencyError
 from cas_zarr.gpu import nvcomp
 from cas_zarr.gpu.formats import Ans, Bitcomp, Cascaded, Gdeflate
-from cas_zarr.gpu.nvcomp import GZIP, LZ4, ZSTD, Algorithm, Codec, Options, library
+from cas_zarr.gpu.nvcomp import DEFLATE, GZIP, LZ4, ZSTD, Algorithm, Codec, Options, library
 from cas_zarr.gpu.pieces import PIECE
 
 OWN = [Ans().nvcomp, Bitcomp().nvcomp, Cascaded("uint32").nvcomp, Gdeflate().nvcomp]
-ALGORITHMS = [GZIP, LZ4, ZSTD, *OWN]
+ALGORITHMS = [DEFLATE, GZIP, LZ4, ZSTD, *OWN]
 each = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.name)
 
 PROGRAM = """
