@@ -31,12 +31,14 @@ def map_ordered(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
     """Apply `function` to every item, in threads, and give the results in order.
 
     As many threads as there are cores, the caller's among them. No thread still works on a
-    caller's buffer once this returns or raises.
+    caller's buffer once this returns or raises, be it because of an interrupt.
     """
     threads = min(WORKERS, len(items))
     if threads < 2 or getattr(_inside, "working", False):
         return [function(item) for item in items]
-    return shared_out(function, items, threads - 1, lambda work: _executor().submit(work))
+    return shared_out(
+        function, items, threads - 1, lambda work: _executor().submit(work), to_the_end=True
+    )
 
 
 def shared_out(
@@ -44,6 +46,8 @@ def shared_out(
     items: Sequence[_T],
     helpers: int,
     submit: Callable[[Callable[[], None]], object],
+    *,
+    to_the_end: bool = False,
 ) -> list[_R]:
     """Apply `function` to every item, here and in helpers, and give the results in order.
 
@@ -60,6 +64,9 @@ def shared_out(
     submit : callable
         Lets a helper run in another thread, now or later; RuntimeError where that cannot be: the
         interpreter exits, or the system has no more threads.
+    to_the_end : bool
+        Whether an interrupt that comes while helpers are waited for is raised after they have
+        ended, and not at once: they do not take long, and work on memory of the caller.
     """
     results: list[Any] = [None] * len(items)
     left = iter(range(len(items)))  # each number goes to one thread
@@ -91,16 +98,27 @@ def shared_out(
                 running -= 1
                 changed.notify()
 
-    with suppress(RuntimeError):
-        for _ in range(helpers):
-            submit(help_out)
-    try:
-        work()
-    finally:
+    def await_helpers() -> None:
+        nonlocal over
         with changed:
             over = True
             while running:
                 changed.wait()
+
+    try:
+        with suppress(RuntimeError):
+            for _ in range(helpers):
+                submit(help_out)
+        work()
+    finally:
+        while True:
+            try:
+                await_helpers()
+                break
+            except BaseException as error:
+                if not to_the_end:
+                    raise
+                errors.insert(0, error)
     if errors:
         raise errors[0]
     return results

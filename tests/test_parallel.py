@@ -88,6 +88,26 @@ def test_an_error_of_the_caller_s_thread_is_raised_as_well(mapped: Map) -> None:
         mapped(fail_here, range(50))
 
 
+def test_an_interrupt_leaves_no_thread_at_work_on_a_buffer() -> None:
+    caller = threading.get_ident()
+    begun, ended = threading.Event(), threading.Event()
+
+    def function(_: int) -> None:
+        if threading.get_ident() == caller:
+            begun.wait(10)
+            return
+        begun.set()
+        for _ in range(2):
+            time.sleep(0.1)  # by now the caller waits for this
+            signal.pthread_kill(caller, signal.SIGINT)
+        time.sleep(0.2)
+        ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        map_ordered(function, range(2))
+    assert ended.is_set()
+
+
 def test_work_within_work_ends(mapped: Map) -> None:
     def inner(number: int) -> int:
         return sum(mapped(lambda each: each + number, range(20)))
