@@ -7,7 +7,7 @@ up, so none of that is done again here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ _NOT_ALLOCATED = 2  # cudaErrorMemoryAllocation
 
 def halving(work: Callable[[Sequence[_T]], Sequence[_R]], items: Sequence[_T]) -> list[_R]:
     """Do a batch, or its halves where the memory of the device does not suffice.
+
+    Results of halves are copied out of slabs that are mostly empty, as those of encoders are.
 
     Parameters
     ----------
@@ -46,7 +48,29 @@ def halving(work: Callable[[Sequence[_T]], Sequence[_R]], items: Sequence[_T]) -
     if len(items) < 2:
         raise _not_enough(told)
     half = len(items) // 2
-    return [*halving(work, items[:half]), *halving(work, items[half:])]
+
+    def tight(some: Sequence[_T]) -> list[_R]:
+        return _tightened(list(work(some)))
+
+    return [*halving(tight, items[:half]), *halving(tight, items[half:])]
+
+
+def _tightened(results: list[_R]) -> list[_R]:
+    """Return results, copied where that lets go of more memory than it takes."""
+    bases: list[Any] = [getattr(each, "base", None) for each in results]
+    used: dict[int, int] = {}
+    for each, base in zip(results, bases, strict=True):
+        used[id(base)] = used.get(id(base), 0) + getattr(each, "nbytes", 0)
+    copied: list[Any] = []
+    try:
+        for each, base in zip(results, bases, strict=True):
+            loose = base is not None and 2 * used[id(base)] < base.nbytes
+            copied.append(each.copy() if loose else each)  # type: ignore[attr-defined]
+    except cupy().cuda.memory.OutOfMemoryError:
+        if len(results) > 1:
+            raise
+        return results
+    return copied
 
 
 def pinned(size: int) -> NDArray[np.uint8]:

@@ -58,6 +58,7 @@ class DeviceArray:
     nbytes = property(lambda self: self._host.nbytes)
     itemsize = property(lambda self: self._host.itemsize)
     flags = property(lambda self: self._host.flags)
+    base = property(lambda self: self._host.base)
 
     @property
     def data(self) -> Any:

@@ -136,13 +136,17 @@ class DeviceArray(devicearrays.DeviceArray):
 
     def copy(self, order: str = "C") -> DeviceArray:
         """Return a copy on the current device."""
+        memory = DEVICES[current()]
+        memory.check(self.nbytes)
         if self.device.id == current():
-            return super().copy(order)
+            there = super().copy(order)
+            memory.take(there._host, self.nbytes)
+            return there
         if not (self.flags.c_contiguous or self.flags.f_contiguous):
             raise NotImplementedError("CuPy cannot copy non-contiguous array between devices.")
         made = DeviceArray(aligned(self.nbytes).view(self.dtype).reshape(self.shape))
         made._host[...] = self._host
-        DEVICES[current()].take(made._host.base, self.nbytes)
+        memory.take(made._host.base, self.nbytes)
         BUS.across += self.nbytes
         return made
 

@@ -60,6 +60,22 @@ def test_the_memory_of_an_attempt_is_free_before_the_next(fake: Fake) -> None:
     assert halving(work, range(4)) == [200] * 4
 
 
+def test_results_of_a_half_are_held_without_what_is_empty_between_them(fake: Fake) -> None:
+    def work(rows: Any) -> list[Any]:
+        slab = fake.cupy.empty((len(rows), 1000), np.uint8)
+        for row in range(len(rows)):
+            slab[row].fill(rows[row])
+        return [slab[row, :10] for row in range(len(rows))]
+
+    gc.collect()
+    before = fake.memory.held
+    fake.memory.capacity = before + 2100  # for two slots, and not for those of all halves
+    found = halving(work, range(8))
+    assert [each.get().tolist() for each in found] == [[row] * 10 for row in range(8)]
+    gc.collect()
+    assert fake.memory.held - before <= 6 * 10 + 2 * 1000
+
+
 def test_what_does_not_fit_is_told(fake: Fake, store: CASStore) -> None:
     data = field((128, 64))
     with gpu.enabled():
