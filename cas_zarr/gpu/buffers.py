@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BUFFER",
     "ND_BUFFER",
+    "UNVERIFIED",
     "ChunkArray",
     "ChunkBuffer",
     "carry",
@@ -36,6 +38,9 @@ __all__ = [
 BUFFER = "cas_zarr.gpu.buffers.ChunkBuffer"
 ND_BUFFER = "cas_zarr.gpu.buffers.ChunkArray"
 """Their names in zarr's configuration."""
+
+UNVERIFIED: ContextVar[bool] = ContextVar("UNVERIFIED", default=False)
+"""Whether the batch that is decoded was not verified: its tasks and threads inherit it."""
 
 
 class ChunkBuffer(gpu.Buffer):

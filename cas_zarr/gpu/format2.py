@@ -13,7 +13,7 @@ from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, NDBuffer
 from zarr.core.common import JSON
 
-from cas_zarr.gpu.buffers import is_device_dtype
+from cas_zarr.gpu.buffers import UNVERIFIED, is_device_dtype
 from cas_zarr.gpu.devices import device_of
 from cas_zarr.gpu.frames import Frame, frame_of
 from cas_zarr.gpu.hostcodecs import on_host
@@ -70,9 +70,9 @@ class DeviceV2Codec(ArrayBytesCodec):
     async def decode(
         self, chunks_and_specs: Iterable[tuple[Buffer | None, ArraySpec]]
     ) -> Iterable[NDBuffer | None]:
-        """Decode a batch of chunks, which are verified; see `zarr.abc.codec.Codec`."""
+        """Decode a batch of chunks, on the host if it was not verified."""
         pairs = list(chunks_and_specs)
-        rows = self._rows(pairs)
+        rows = [] if UNVERIFIED.get() else self._rows(pairs)
         found = halving(self._decode, [pairs[row] for row in rows]) if rows else []
         return await _completed(pairs, rows, found, self.host.decode)
 

@@ -8,7 +8,6 @@ it for what nvCOMP cannot do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeAlias
 
@@ -23,7 +22,7 @@ from zarr.core.common import JSON
 from zarr.registry import register_pipeline
 
 from cas_zarr.gpu.bitround import DeviceBitRound
-from cas_zarr.gpu.buffers import ChunkArray, ChunkBuffer, carry, is_on_device, load_all
+from cas_zarr.gpu.buffers import UNVERIFIED, ChunkArray, ChunkBuffer, carry, is_on_device, load_all
 from cas_zarr.gpu.devices import by_device, device_of
 from cas_zarr.gpu.format2 import DeviceV2Codec, for_format_2
 from cas_zarr.gpu.frames import Frame, frame_of
@@ -35,9 +34,6 @@ __all__ = ["PIPELINE", "DeviceCodec", "DevicePipeline"]
 
 PIPELINE = "cas_zarr.gpu.pipeline.DevicePipeline"
 """Its name in zarr's configuration."""
-
-# Whether a batch that is decoded here was not verified: tasks and threads of a batch inherit it.
-_UNVERIFIED: ContextVar[bool] = ContextVar("_UNVERIFIED", default=False)
 
 Given: TypeAlias = Sequence[tuple[Any, ArraySpec]]
 
@@ -89,7 +85,7 @@ class DeviceCodec(BytesBytesCodec):
         self, chunks_and_specs: Iterable[tuple[Buffer | None, ArraySpec]]
     ) -> Iterable[Buffer | None]:
         """Decode a batch of chunks, on the host if it was not verified."""
-        on_device = _nothing if _UNVERIFIED.get() else self._decode
+        on_device = _nothing if UNVERIFIED.get() else self._decode
         return await self._each(list(chunks_and_specs), self.host.decode, on_device)
 
     async def _each(
@@ -153,11 +149,11 @@ class DevicePipeline(BatchedCodecPipeline):
         ):
             load_all(buffer for buffer, _ in pairs)
         verified = all(buffer is None or getattr(buffer, "verified", False) for buffer, _ in pairs)
-        token = _UNVERIFIED.set(not verified)
+        token = UNVERIFIED.set(not verified)
         try:
             return await by_device(super().decode_batch, pairs, _devices(pairs))
         finally:
-            _UNVERIFIED.reset(token)
+            UNVERIFIED.reset(token)
 
     async def write_batch(self, batch_info: Iterable[Any], *arguments: Any, **options: Any) -> None:
         """Write chunks; see `zarr.abc.codec.CodecPipeline`. Empty ones are found all at once."""

@@ -12,6 +12,7 @@ import pytest
 import zarr
 from gpu.arrays import CODECS, create, field
 from gpu.fakecupy import Fake, on_device
+from numcodecs import Zstd
 from zarr.storage import LocalStore, MemoryStore
 
 from cas_zarr import CASStore, gpu
@@ -123,6 +124,22 @@ def test_bytes_of_other_stores_are_decoded_on_the_host(
     np.testing.assert_array_equal(found.get(), data)
     assert fake.library.decoded == 0  # its decoders take for granted that their input is valid
     np.testing.assert_array_equal(zarr.open_array(store, mode="r")[:], data)
+
+
+def test_bytes_of_format_2_of_other_stores_are_decoded_on_the_host(fake: Fake) -> None:
+    data, store = field(), MemoryStore()
+    with gpu.enabled():
+        array = zarr.create_array(
+            store,
+            shape=SHAPE,
+            chunks=CHUNK,
+            dtype="f4",
+            compressors=[Zstd(level=1)],
+            zarr_format=2,
+        )
+        array[:] = on_device(data)
+        np.testing.assert_array_equal(array[:].get(), data)
+    assert fake.library.decoded == 0
 
 
 def test_bytes_that_a_store_verified_are_decoded_on_the_device(fake: Fake, tmp_path: Path) -> None:
