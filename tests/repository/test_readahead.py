@@ -121,11 +121,10 @@ def test_it_reads_what_is_there(grid: Repository, gateway: Counting, name: str) 
 
 
 def test_a_long_line_comes_in_whole_pages(grid: Repository, gateway: Counting) -> None:
-    gateway.delay = 0.002  # or a busy machine has asked for most before a page is on its way
     zarr.open_array(far(grid, gateway), path="line", mode="r")[:]
     forms = [form for form, _ in gateway.taken()]
     assert "car" in forms
-    assert len(forms) < 2000  # of 3000
+    assert len(forms) < 3000 - 400 * forms.count("car")  # each stands for a page, mostly of 512
 
 
 def test_little_is_fetched_in_vain(grid: Repository, gateway: Counting) -> None:
