@@ -42,6 +42,7 @@ _HAS_PWRITEV = hasattr(os, "pwritev")
 _REMEDIES = {
     errno.ENOSPC: "free some space, then try again",
     errno.EDQUOT: "free some space within the quota, then try again",
+    errno.EFBIG: "raise the limit of the size of a file (ulimit -f)",
     errno.EROFS: "open it with read_only=True",
     errno.EACCES: "check its permissions, or open it with read_only=True",
     errno.EPERM: "check its permissions, or open it with read_only=True",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import zarr
 from commands import RUN, on_terminal
+
+from cas_zarr import Repository
 
 
 def test_long_work_shows_how_far_it_is(weather: Path, tmp_path: Path) -> None:
@@ -91,3 +95,23 @@ def test_an_interrupt_in_a_finalizer_is_not_lost(weather: Path) -> None:
     )
     assert done.returncode in (0, 130)
     assert "Traceback" not in done.stderr
+
+
+def test_an_import_that_meets_a_limit_leaves_nothing(weather: Path, tmp_path: Path) -> None:
+    source = tmp_path / "large.zarr"
+    zarr.create_array(source, shape=(1 << 20,), dtype="u1", compressors=None, fill_value=1)[:] = 7
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, "import", source, weather, "--path", "large"],
+        capture_output=True,
+        check=False,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {weather / 'packs'}: cannot write block bafk")
+    assert done.stderr.endswith(
+        "file too large; raise the limit of the size of a file (ulimit -f)\n"
+    )
+    record = Repository.open(weather).record("main")
+    assert record is not None
+    assert record.work == Repository.open(weather).resolve("main").root
