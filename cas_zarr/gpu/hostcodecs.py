@@ -23,7 +23,8 @@ from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, NDBuffer, cpu
 from zarr.core.common import JSON
 
-from cas_zarr.gpu.buffers import is_device_dtype
+from cas_zarr.gpu.buffers import is_device_dtype, is_on_device
+from cas_zarr.gpu.memory import halving
 
 __all__ = ["HostCodec", "on_host"]
 
@@ -87,7 +88,7 @@ class HostCodec:
         """Decode a batch of chunks; arrays are on the device again, if it has their data type."""
         pairs = list(chunks_and_specs)
         if not pairs or not self.needs_host(pairs[0][1]):
-            found: Iterable[Any] = await self.codec.decode(pairs)
+            found: Iterable[Any] = await self.codec.decode(_aligned(pairs))
             return found
         decoded = await self.codec.decode([_to_host(chunk, spec) for chunk, spec in pairs])
         return [_to_device(made, spec) for made, (_, spec) in zip(decoded, pairs, strict=True)]
@@ -113,6 +114,25 @@ def on_host(codec: Codec) -> Any:
     if isinstance(codec, ArrayArrayCodec):
         return _ArrayArray(codec)
     return _ArrayBytes(codec) if isinstance(codec, ArrayBytesCodec) else _BytesBytes(codec)
+
+
+def _aligned(pairs: list[tuple[Any, ArraySpec]]) -> list[tuple[Any, ArraySpec]]:
+    """Return chunks that begin where elements can be read; those within a shard lie anywhere.
+
+    A kernel that reads a number where its size does not divide the address fails, and with it all
+    that the process does on the device from then on.
+    """
+    odd: dict[int, Any] = {}
+    for row, (chunk, spec) in enumerate(pairs):
+        if chunk is not None and is_on_device(chunk):
+            array = chunk.as_array_like()
+            if array.data.ptr % spec.dtype.to_native_dtype().itemsize:
+                odd[row] = array
+    copies = halving(lambda some: [array.copy() for array in some], list(odd.values()))
+    for row, copied in zip(odd, copies, strict=True):
+        chunk, spec = pairs[row]
+        pairs[row] = type(chunk)(copied), spec
+    return pairs
 
 
 def _to_host(chunk: Buffer | NDBuffer | None, spec: ArraySpec) -> tuple[Any, ArraySpec]:

@@ -131,8 +131,10 @@ class DeviceArray(devicearrays.DeviceArray):
         BUS.downs += down > 0
 
     def worked_on(self) -> None:
-        """Refuse a kernel of another device: it may not reach this memory."""
+        """Refuse a kernel of another device, which may not reach this memory, and odd addresses."""
         assert self.device.id == current(), f"{self.device} is worked on by {Device()}"
+        odd = self.size and self.data.ptr % self.itemsize
+        assert not odd, f"{self.dtype} at an address that is no multiple of its size"
 
     def copy(self, order: str = "C") -> DeviceArray:
         """Return a copy on the current device."""

@@ -164,3 +164,28 @@ def test_a_flush_cuts_anew_where_the_sharding_changed(tmp_path: Path) -> None:
         assert b'"index_location": "end"' in document
         each._tree.mapping["zarr.json"] = document.replace(b': "end"', b': "start"')
     assert store.flush() == plain.flush()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
+@pytest.mark.usefixtures("fake")
+def test_inner_chunks_are_read_from_where_no_number_may_lie(tmp_path: Path, dtype: str) -> None:
+    data = np.arange(4096).astype(dtype)
+    store = CASStore(tmp_path / "repository")
+    with gpu.enabled():
+        array = zarr.create_array(
+            store,
+            shape=data.shape,
+            chunks=data.shape,
+            dtype=dtype,
+            fill_value=None,
+            compressors=None,
+            serializer=ShardingCodec(
+                chunk_shape=(256,), codecs=PLAIN, index_codecs=INDEX, index_location="start"
+            ),
+        )
+        array[:] = on_device(data)  # the chunks lie behind an index of 16 * 16 + 4 bytes
+        np.testing.assert_array_equal(array[:].get(), data)
+        np.testing.assert_array_equal(array[100:900].get(), data[100:900])
+        array[100:900] = on_device(data[100:900] + 1)
+    data[100:900] += 1
+    np.testing.assert_array_equal(zarr.open_array(store, mode="r")[:], data)
