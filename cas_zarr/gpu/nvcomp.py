@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
+from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -40,7 +40,7 @@ __all__ = [
 MAJOR: Final = 6
 """The major version of the library, whose functions these are."""
 
-_WHEELS: Final = ("nvidia-nvcomp-cu12", "nvidia-nvcomp-cu13")
+_WHEELS: Final = ("nvidia-libnvcomp-cu12", "nvidia-libnvcomp-cu13")
 _SLOT: Final = 256  # what memory of CUDA is aligned to; more than any algorithm asks for
 _SUCCESS: Final = 0
 
@@ -103,27 +103,30 @@ def library() -> Any:
                 f"nvCOMP is installed and does not load ({error}); install cas_zarr[gpu-cu12] "
                 "or cas_zarr[gpu-cu13], whichever the driver supports"
             ) from None
+    others = ", ".join(f"{wheel.name} {wheel.version}" for wheel in _installed()) or "none"
     raise MissingDependencyError(
-        f"compressing on a GPU needs nvCOMP {MAJOR}, and {_installed()} is installed; install "
+        f"compressing on a GPU needs nvCOMP {MAJOR}, and {others} is installed; install "
         "cas_zarr[gpu-cu12] or cas_zarr[gpu-cu13], whichever the driver supports"
     )
 
 
 def find_library(name: str) -> Path | None:
-    """Return where a library of the wheel lies, if it is installed."""
-    found = find_spec("nvidia") and find_spec("nvidia.libnvcomp")
-    folders = [] if not found else list(found.submodule_search_locations or ())
-    paths = [Path(folder) / "lib64" / name for folder in folders]
+    """Return where a library of the wheel lies, if it is installed.
+
+    It is not asked for as a part of the package `nvidia`: another wheel can make that a package
+    with a file of its own, which has none of what lies in other folders.
+    """
+    place = f"nvidia/libnvcomp/lib64/{name}"
+    paths = [Path(str(wheel.locate_file(place))) for wheel in _installed()]
     return next((path for path in paths if path.exists()), None)
 
 
-def _installed() -> str:
+def _installed() -> list[Distribution]:
+    found = []
     for wheel in _WHEELS:
-        try:
-            return f"{wheel} {version(wheel)}"
-        except PackageNotFoundError:
-            continue
-    return "none"
+        with suppress(PackageNotFoundError):
+            found.append(Distribution.from_name(wheel))
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,18 @@ import pytest
 from cas_zarr.errors import MissingDependencyError
 from cas_zarr.gpu import nvcomp
 from cas_zarr.gpu.formats import Ans, Bitcomp, Cascaded, Gdeflate
-from cas_zarr.gpu.nvcomp import DEFLATE, GZIP, LZ4, ZSTD, Algorithm, Codec, Options, library
+from cas_zarr.gpu.nvcomp import (
+    DEFLATE,
+    GZIP,
+    LZ4,
+    MAJOR,
+    ZSTD,
+    Algorithm,
+    Codec,
+    Options,
+    find_library,
+    library,
+)
 from cas_zarr.gpu.pieces import PIECE
 
 OWN = [Ans().nvcomp, Bitcomp().nvcomp, Cascaded("uint32").nvcomp, Gdeflate().nvcomp]
@@ -41,10 +51,10 @@ int main(void) {
 @pytest.fixture(scope="session")
 def wheel() -> Path:
     """Return the folder of the wheel; skip without it."""
-    found = find_spec("nvidia.libnvcomp") if find_spec("nvidia") else None
-    if found is None or not found.submodule_search_locations:
+    found = find_library(f"libnvcomp.so.{MAJOR}")
+    if found is None:
         pytest.skip("no wheel of nvCOMP is installed")
-    return Path(next(iter(found.submodule_search_locations)))
+    return found.parents[1]
 
 
 @each
@@ -120,6 +130,41 @@ def test_every_option_is_taken(wheel: Path, level: int) -> None:
 
 def test_a_missing_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     library.cache_clear()
-    monkeypatch.setattr(nvcomp, "find_spec", lambda _: None)
+    monkeypatch.setattr(nvcomp, "_WHEELS", ())
     with pytest.raises(MissingDependencyError, match="install cas_zarr"):
         library()
+
+
+def test_a_library_of_another_version_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(tmp_path, "5.1.0", "libnvcomp.so.5")
+    monkeypatch.syspath_prepend(tmp_path)
+    library.cache_clear()
+    monkeypatch.setattr(nvcomp, "_WHEELS", ("nvidia-libnvcomp-cu12",))
+    with pytest.raises(MissingDependencyError, match=r"nvidia-libnvcomp-cu12 5\.1\.0 is installed"):
+        library()
+
+
+def test_the_library_is_found_where_nvidia_is_a_package_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    library_file = install(tmp_path / "site", "6.0.0", "libnvcomp.so.6")
+    other = tmp_path / "other" / "nvidia"
+    other.mkdir(parents=True)
+    (other / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.syspath_prepend(other.parent)
+    assert find_library("libnvcomp.so.6") == library_file
+
+
+def install(site: Path, version: str, name: str) -> Path:
+    """Lay out an empty library as its wheel does."""
+    made = site / "nvidia" / "libnvcomp" / "lib64" / name
+    made.parent.mkdir(parents=True)
+    made.touch()
+    info = site / f"nvidia_libnvcomp_cu12-{version}.dist-info"
+    info.mkdir()
+    text = f"Metadata-Version: 2.1\nName: nvidia-libnvcomp-cu12\nVersion: {version}\n"
+    (info / "METADATA").write_text(text)
+    return made
