@@ -215,6 +215,7 @@ class WorkingTree:
         self._name = os.urandom(16)
         self.base = repository.record(self.branch)
         self.base_root: CidBytes | None = None
+        self._tried: Branch | None = None
         if repository.exists:
             self.base_root = root_of(repository.blocks, self.base)
             self.mapping = self.target = self._open()
@@ -256,12 +257,17 @@ class WorkingTree:
         """
         refs, guard = self.repository.refs, self._guard
         for attempt in range(ATTEMPTS):
-            if refs.branch(self.branch) != self.base:  # a look spares a commit and its sync
+            found = refs.branch(self.branch)
+            if found is not None and found == self._tried:
+                # A move that failed, or was interrupted, has come to be: it is no other writer's.
+                self.base, self.base_root = found, found.work
+            if found != self.base:  # a look spares a commit and its sync
                 if not rebase:
                     raise self._moved(root)
                 root = self._meet(root)
             new = record(self.base, root)
             guard.secure_move(new, self.base)
+            self._tried = new
             try:
                 refs.update(self.branch, expected=self.base, new=new, why=why, guard=guard.record)
             except ConflictError:  # it moved just now, or a collection went on
