@@ -15,6 +15,7 @@ from zarr.registry import register_buffer, register_ndbuffer
 from cas_zarr.gpu.batches import Batch, Carried, load
 from cas_zarr.gpu.devices import device_of, here
 from cas_zarr.gpu.kernels import cupy
+from cas_zarr.gpu.memory import allocated
 from cas_zarr.tree.node import Value
 from cas_zarr.tree.shards import TreeReader
 from cas_zarr.tree.values import read_value
@@ -66,7 +67,7 @@ class ChunkBuffer(gpu.Buffer):
 
     def __init__(self, array_like: ArrayLike) -> None:
         with _place(self, array_like):  # some codecs of zarr hand over memory of the host
-            super().__init__(cupy().asarray(array_like))
+            super().__init__(allocated(lambda: cupy().asarray(array_like)))
 
     @classmethod
     def from_bytes(cls, bytes_like: Any) -> Self:
@@ -119,7 +120,8 @@ class ChunkBuffer(gpu.Buffer):
         given: list[Buffer] = [self, *others]
         parts: list[Any] = [type(self)(each.as_array_like())._array for each in given]
         with max(parts, key=len).device:
-            return type(self)(cupy().concatenate([here(part) for part in parts]))
+            joined = allocated(lambda: cupy().concatenate([here(part) for part in parts]))
+        return type(self)(joined)
 
     def as_numpy_array(self) -> NDArray[Any]:
         """Return a copy on the host; what was not loaded yet does not visit the device."""
@@ -144,14 +146,16 @@ class ChunkArray(gpu.NDBuffer):
 
     def __init__(self, array: NDArrayLike) -> None:
         with _place(self, array):
-            super().__init__(cupy().asarray(array))
+            super().__init__(allocated(lambda: cupy().asarray(array)))
 
     @classmethod
     def create(cls, *, shape: Any, dtype: Any, order: Any = "C", fill_value: Any = None) -> Any:
         """See `zarr.core.buffer.NDBuffer`."""
         kind: Any = super() if is_device_dtype(dtype) else cpu.NDBuffer
         with _place(cls, None):
-            return kind.create(shape=shape, dtype=dtype, order=order, fill_value=fill_value)
+            return allocated(
+                lambda: kind.create(shape=shape, dtype=dtype, order=order, fill_value=fill_value)
+            )
 
     @classmethod
     def empty(cls, shape: Any, dtype: Any, order: Any = "C") -> Any:

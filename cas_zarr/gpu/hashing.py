@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cas_zarr.cid import BLAKE3, DIGEST_SIZE, SHA256, HashFunction
 from cas_zarr.errors import InvalidArgumentError
 from cas_zarr.gpu.kernels import cupy, loaded
-from cas_zarr.gpu.memory import halving
+from cas_zarr.gpu.memory import allocated, halving
 from cas_zarr.parallel import WORKERS
 
 __all__ = ["Launch", "Plan", "digest_many", "digest_slab", "make_plan", "prefers_device"]
@@ -197,8 +197,7 @@ def digest_many(
         return rows
 
     with stream or array.cuda.get_current_stream():
-        shape = whole.blobs, DIGEST_SIZE
-        (digests,) = halving(lambda shapes: [array.empty(*shapes, array.uint8)], [shape])
+        digests = allocated(lambda: array.empty((whole.blobs, DIGEST_SIZE), array.uint8))
         if whole.blobs:
             halving(hash_rows, range(whole.blobs))
     return digests

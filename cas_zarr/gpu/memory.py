@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cas_zarr.errors import DeviceMemoryError
 from cas_zarr.gpu.kernels import cupy
 
-__all__ = ["halving", "pinned"]
+__all__ = ["allocated", "halving", "pinned"]
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -53,6 +53,18 @@ def halving(work: Callable[[Sequence[_T]], Sequence[_R]], items: Sequence[_T]) -
         return _tightened(list(work(some)))
 
     return [*halving(tight, items[:half]), *halving(tight, items[half:])]
+
+
+def allocated(make: Callable[[], _R]) -> _R:
+    """Return what a function allocates on the current device.
+
+    Raises
+    ------
+    DeviceMemoryError
+        If there is no memory for it.
+    """
+    (made,) = halving(lambda _: [make()], [None])
+    return made
 
 
 def _tightened(results: list[_R]) -> list[_R]:
@@ -95,8 +107,8 @@ def _not_enough(told: str) -> DeviceMemoryError:
     cuda = cupy().cuda
     free, total = cuda.runtime.memGetInfo()
     return DeviceMemoryError(
-        f"device {cuda.Device().id} has too little memory for one chunk: "
-        f"{told[:1].lower()}{told[1:].rstrip('.')}; {free:,} of its {total:,} bytes are free; use "
-        "smaller chunks, free arrays, end other processes on the device, or raise the limit of "
-        "CuPy's memory pool"
+        f"device {cuda.Device().id} has too little memory: "
+        f"{told[:1].lower()}{told[1:].rstrip('.')}; {free:,} of its {total:,} bytes are free; read "
+        "less at once, use smaller chunks, free arrays, end other processes on the device, or "
+        "raise the limit of CuPy's memory pool"
     )

@@ -87,16 +87,30 @@ def test_what_does_not_fit_is_told(fake: Fake, store: CASStore) -> None:
     assert isinstance(caught.value, CasZarrError)
     assert isinstance(caught.value, MemoryError)
     said = str(caught.value)
-    assert said.startswith("device 0 has too little memory for one chunk: out of memory allocating")
+    assert said.startswith("device 0 has too little memory: out of memory allocating")
     free = fake.memory.capacity - fake.memory.held
     assert "of its 85,899,345,920 bytes are free" in said
     assert abs(int(said.split("; ")[1].split()[0].replace(",", "")) - free) < 1 << 20
-    assert "use smaller chunks" in said
+    assert "smaller chunks" in said
     assert list(store._tree.mapping.list_keys("c/")) == []  # nothing is half-written
     fake.memory.clear()
     with gpu.enabled():
         array[:] = given
     np.testing.assert_array_equal(zarr.open_array(store, mode="r")[:], data)
+
+
+def test_an_array_that_does_not_fit_is_read_in_parts(fake: Fake, store: CASStore) -> None:
+    data = field((512, 64))
+    create(store, CODECS["zstd"], data.shape)[:] = data
+    with gpu.enabled():
+        array = zarr.open_array(store, mode="r")
+        fake.memory.largest = data.nbytes - 1
+        with pytest.raises(
+            DeviceMemoryError, match=r"allocating 131,072 bytes .* read less at once"
+        ):
+            array[:]
+        found = [array[start : start + 64].get() for start in range(0, 512, 64)]
+    np.testing.assert_array_equal(np.concatenate(found), data)
 
 
 def test_values_are_loaded_in_several_slabs(fake: Fake, store: CASStore) -> None:
@@ -116,7 +130,7 @@ def test_values_are_loaded_in_several_slabs(fake: Fake, store: CASStore) -> None
             assert buffer.to_bytes() == data[64 * row : 64 * (row + 1)].tobytes()
         fake.memory.largest = 16_000
         fake.bus.clear()
-        with pytest.raises(DeviceMemoryError, match="for one chunk"):
+        with pytest.raises(DeviceMemoryError, match="device 0 has too little memory"):
             load_all(buffers())
         assert fake.bus.up == 0
 
