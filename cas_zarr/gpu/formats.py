@@ -20,6 +20,7 @@ from zarr.core.common import JSON
 
 from cas_zarr.errors import InvalidArgumentError, MissingDependencyError
 from cas_zarr.gpu import require
+from cas_zarr.gpu.buffers import UNVERIFIED
 from cas_zarr.gpu.devices import device_of
 from cas_zarr.gpu.gdeflate import decompress, has_library
 from cas_zarr.gpu.kernels import cupy
@@ -267,7 +268,7 @@ class Ans(_Format):
 class Gdeflate(_Format):
     """Deflate, with its bits in an order that many threads can read at once.
 
-    A machine without a GPU decodes it where nvCOMP is installed.
+    A host decodes it where nvCOMP is installed: if there is no GPU, and what was not verified.
 
     Attributes
     ----------
@@ -292,11 +293,12 @@ class Gdeflate(_Format):
         return Algorithm("Gdeflate", PIECE, (self.level,))
 
     def _decode(self, pairs: Pairs) -> list[Buffer | None]:
-        try:
-            return super()._decode(pairs)
-        except MissingDependencyError:
-            if not has_library():
-                raise
+        if not (UNVERIFIED.get() and has_library()):
+            try:
+                return super()._decode(pairs)
+            except MissingDependencyError:
+                if not has_library():
+                    raise
         return [
             None if buffer is None else spec.prototype.buffer.from_bytes(_inflated(buffer))
             for buffer, spec in pairs
