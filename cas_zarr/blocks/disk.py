@@ -87,9 +87,11 @@ def pwrite(fd: int, data: BytesLike, offset: int) -> None:
     """Write all of `data` at `offset`."""
     done = os.pwrite(fd, data, offset)
     if done < len(data):
-        view = memoryview(data)
-        while done < len(view):
-            done += os.pwrite(fd, view[done:], offset + done)
+        # Whoever keeps an error keeps what this refers to, and a buffer with a view cannot grow.
+        with memoryview(data) as view:
+            while done < len(view):
+                with view[done:] as rest:
+                    done += os.pwrite(fd, rest, offset + done)
 
 
 def pwritev(fd: int, buffers: Sequence[BytesLike], offset: int) -> None:
@@ -98,7 +100,8 @@ def pwritev(fd: int, buffers: Sequence[BytesLike], offset: int) -> None:
     for buffer in buffers:
         size = len(buffer)
         if done < size:
-            pwrite(fd, memoryview(buffer)[done:], offset + done)
+            with memoryview(buffer) as view, view[done:] as rest:
+                pwrite(fd, rest, offset + done)
             done = 0
         else:
             done -= size

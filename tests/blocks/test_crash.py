@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -186,3 +187,35 @@ def test_puts_of_a_full_disk_can_be_read_and_flushed_later(tmp_path: Path) -> No
     with LocalBlocks(tmp_path / "packs") as again:
         assert sorted(again.list()) == sorted(held)
         assert all(again.get(cid) == data for cid, data in held.items())
+
+
+def test_an_error_that_somebody_keeps_is_in_nobody_s_way(
+    tmp_path: Path, forked: Callable[[Callable[[], object]], int]
+) -> None:
+    """A notebook keeps the last error; a disk that is full takes a part of a write before."""
+
+    def body() -> None:
+        kept = []
+        blocks = sample_blocks(60, largest=60_000) | _new(1)
+        store = LocalBlocks(tmp_path / "packs", create=True)
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        for limit in (1000, 100_000, 200_001):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            for cid, data in blocks.items():
+                try:
+                    store.put(cid, data)
+                except StorageError as error:
+                    kept.append(error)
+            with pytest.raises(StorageError) as caught:
+                store.flush()
+            kept.append(caught.value)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        store.put_many(blocks.items())
+        store.flush()
+        store.close()
+        assert len(kept) > 3
+        with LocalBlocks(tmp_path / "packs", read_only=True) as again:
+            assert sorted(again.list()) == sorted(blocks)
+            assert all(again.get(cid) == data for cid, data in blocks.items())
+
+    assert forked(body) == 0
