@@ -123,6 +123,9 @@ class ChunkBuffer(gpu.Buffer):
             joined = allocated(lambda: cupy().concatenate([here(part) for part in parts]))
         return type(self)(joined)
 
+    def __add__(self, other: Buffer) -> Self:
+        return self.combine([other])
+
     def as_numpy_array(self) -> NDArray[Any]:
         """Return a copy on the host; what was not loaded yet does not visit the device."""
         if self._array is None and self._source is not None:

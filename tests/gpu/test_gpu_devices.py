@@ -26,8 +26,8 @@ from cas_zarr.gpu.buffers import carry
 from cas_zarr.gpu.devices import by_device, here
 from cas_zarr.gpu.hashing import digest_many
 
-# Before that function, zarr copied every chunk that is written to an array of its own making.
-STAYS = hasattr(codec_pipeline, "_merge_chunk_array")
+# Some releases before that function copied every chunk that is written to an array of their making.
+NEW = hasattr(codec_pipeline, "_merge_chunk_array")
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_arrays_of_another_device_are_written_from_there(
         np.testing.assert_array_equal(array[:].get(), data)
         assert array[:].device.id == 0
     assert two.bus.across == 0
-    if STAYS:
+    if NEW:
         assert two.library.devices == ({0, 1} if codec in ("zstd", "gzip") else two.library.devices)
     np.testing.assert_array_equal(zarr.open_array(store, mode="r")[:], data)
 
@@ -86,8 +86,9 @@ def test_what_is_written_is_not_copied_between_devices(two: Fake, store: CASStor
         given = on(two, 1, field())
         two.bus.clear()
         array[:] = given
-    assert two.bus.across == (0 if STAYS else given.nbytes)
-    assert two.library.devices == ({1} if STAYS else {0})
+    moved = two.bus.across == given.nbytes and not NEW
+    assert moved or two.bus.across == 0
+    assert two.library.devices == ({0} if moved else {1})
 
 
 def test_parts_of_chunks_meet_on_one_device(two: Fake, store: CASStore) -> None:
@@ -224,7 +225,7 @@ def test_threads_write_from_a_device_each(two: Fake, store: CASStore) -> None:
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(write, range(4)))
-    assert two.bus.across == (0 if STAYS else 2 * fields[0].nbytes)
+    assert two.bus.across in ([0] if NEW else [0, 2 * fields[0].nbytes])
     group = zarr.open_group(store, mode="r")
     for row, data in enumerate(fields):
         np.testing.assert_array_equal(group[f"a{row}"][:], data)
@@ -234,9 +235,10 @@ def test_the_device_that_lacks_memory_is_named(two: Fake, store: CASStore) -> No
     with gpu.enabled():
         array = create(store, CODECS["zstd"])
         given = on(two, 1, field())
-        device = 1 if STAYS else 0
-        two.memories[device].largest = 16_500
-        with pytest.raises(DeviceMemoryError, match=f"device {device} has too little memory"):
+        for memory in two.memories:
+            memory.largest = 16_500
+        where = "device 1" if NEW else "device [01]"
+        with pytest.raises(DeviceMemoryError, match=f"{where} has too little memory"):
             array[:] = given
 
 
