@@ -16,7 +16,7 @@ from zarr.abc.codec import ArrayArrayCodec, BytesBytesCodec, Codec
 from zarr.codecs import GzipCodec, ZstdCodec
 from zarr.codecs._v2 import V2Codec
 from zarr.core.array_spec import ArraySpec
-from zarr.core.buffer import Buffer, NDBuffer
+from zarr.core.buffer import Buffer, NDBuffer, cpu
 from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.core.common import JSON
 from zarr.registry import register_pipeline
@@ -136,7 +136,11 @@ class DevicePipeline(BatchedCodecPipeline):
     ) -> Iterable[Buffer | None]:
         """Encode chunks that are not empty, and keep together those that lie on a device."""
         pairs = _without_empty(list(chunk_arrays_and_specs))
-        return carry(await by_device(super().encode_batch, pairs, _devices(pairs)))
+        made = await by_device(super().encode_batch, pairs, _devices(pairs))
+        for row, ((chunk, _), buffer) in enumerate(zip(pairs, made, strict=True)):
+            if isinstance(chunk, ChunkArray) and isinstance(buffer, cpu.Buffer):
+                made[row] = ChunkBuffer(buffer.as_array_like())  # zarr 3.1.0 joins it with others
+        return carry(made)
 
     async def decode_batch(
         self, chunk_bytes_and_specs: Iterable[tuple[Buffer | None, ArraySpec]]
