@@ -6,6 +6,9 @@
 256 chunks, chunks of 64 KiB to 16 MiB, and 0, 50 and 90 % of chunks that are there already; `read`
 reads it back. The data are fields of air temperature, refined, with the last digits of a
 measurement: zeros would tell nothing.
+
+Times are those of the caller: they hold the host's part, and in `stages`, `write` and `read` that
+of the file system below the repository (`--folder`: a disk can be slower than all before it).
 Without a device it says what is missing.
 """
 
@@ -14,10 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cache
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -27,11 +32,12 @@ from typing import Any
 import numpy as np
 import zarr
 
-from benchmarks.parts import Figure, figure_table
-from benchmarks.report import RESULTS, describe_machine, machine_line
+from benchmarks.parts import Figure
+from benchmarks.report import RESULTS, describe_machine, format_seconds, machine_line
 from cas_zarr import CASStore, gpu
 from cas_zarr.cid import BLAKE3, SHA256
 from cas_zarr.errors import MissingDependencyError
+from cas_zarr.gpu.nvcomp import MAJOR
 
 __all__ = ["main"]
 
@@ -43,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark, print a table of each part, write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[])
-    parser.add_argument("--size", type=int, default=1024, help="MiB of an array (default: 1024)")
+    parser.add_argument("--size", type=int, default=512, help="MiB of an array (default: 512)")
     parser.add_argument("--folder", help="where repositories lie; temporary by default")
     parser.add_argument("--json", type=Path, default=RESULTS / "gpu.json", help="results")
     options = parser.parse_args(arguments)
@@ -53,25 +59,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"no figures: {error}", file=sys.stderr)
         return 2
     folder = Path(options.folder or tempfile.gettempdir())
-    machine = describe_machine(folder) | {"gpu": _device_name()}
-    print(machine_line(machine), machine["gpu"], sep="; ")
+    machine = describe_machine(folder) | _device()
+    print(machine_line(machine), *_device().values(), sep="; ", flush=True)
     figures: dict[str, list[Figure]] = {}
+    missing = 0
     for part in options.parts or PARTS:
-        with tempfile.TemporaryDirectory(dir=folder, prefix="cas-zarr-benchmark-") as place:
-            figures[part] = list(PARTS[part](Path(place), options.size * MIB))
-        print(f"\n{figure_table(part, figures[part])}", flush=True)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    found = {part: [asdict(one) for one in some] for part, some in figures.items()}
-    options.json.write_text(json.dumps({"machine": machine, "figures": found}, indent=2))
+        figures[part] = []
+        print(f"\n{part}", flush=True)
+        try:
+            with tempfile.TemporaryDirectory(dir=folder, prefix="cas-zarr-benchmark-") as place:
+                for figure in PARTS[part](Path(place), options.size * MIB):
+                    print(f"  {figure.what}: {_told(figure)}", flush=True)
+                    figures[part].append(figure)
+        except MissingDependencyError as error:
+            print(f"no figures: {error}", file=sys.stderr)
+            missing = 2
+        _keep(options.json, machine, figures)
     print(f"\nwritten to {options.json}")
-    return 0
+    return missing
+
+
+def _told(figure: Figure) -> str:
+    value = format_seconds(figure.value) if figure.unit == "s" else f"{figure.value:.3g}"
+    unit = "" if figure.unit == "s" else f" {figure.unit}".rstrip()
+    return f"{value}{unit}" + (f" ({figure.note})" if figure.note else "")
+
+
+def _keep(path: Path, machine: dict[str, Any], figures: dict[str, list[Figure]]) -> None:
+    """Write what there is so far: who stops a long run loses nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = {part: [asdict(one) for one in some] for part, some in figures.items()}
+    path.write_text(json.dumps({"machine": machine, "figures": found}, indent=2))
 
 
 # -- parts ----------------------------------------------------------------------------------------
 
 
 def hashes(folder: Path, size: int) -> Iterator[Figure]:
-    """Hash batches where they lie; GB/s, and what it takes from the host beside it."""
+    """Hash batches where they lie, ten one after the other; GB/s."""
     from cas_zarr.gpu.hashing import digest_slab
 
     del folder
@@ -84,7 +109,8 @@ def hashes(folder: Path, size: int) -> Iterator[Figure]:
                 offsets = np.arange(0, total, blob)
                 sizes = np.full(len(offsets), blob)
                 took = _timed(
-                    lambda s=slab, o=offsets, n=sizes, f=function: digest_slab(s, o, n, f)
+                    lambda s=slab, o=offsets, n=sizes, f=function: digest_slab(s, o, n, f),
+                    calls=10 if function is BLAKE3 else 1,
                 )
                 what = f"{function.name}: {total // MIB} MiB in blobs of {blob >> 10} KiB"
                 least = {16 * MIB: 100, 256 * MIB: 400}.get(total) if function is BLAKE3 else None
@@ -123,6 +149,7 @@ def stages(folder: Path, size: int) -> Iterator[Figure]:
             whole = _timed(
                 lambda n=numbers, a=name: _write(folder / f"{a}{next(n)}", field, MIB, a)
             )
+        _clear(folder)
         yield Figure(what + "all, with a commit", whole, "s")
     yield from _encoders(chunks)
     for blob, many in ((4 << 10, 256), (64 << 10, 64), (256 << 10, 64), (MIB, 64)):
@@ -163,19 +190,21 @@ def writes(folder: Path, size: int) -> Iterator[Figure]:
 
     host = fields(size)
     device = cupy.asarray(host)
-    numbers = count()
 
     def on_device(codec: str, chunk: int, batch: int, share: float) -> float:
         with gpu.enabled(batch):
-            return _written(folder / str(next(numbers)), device, chunk, codec, share)
+            return _written(folder, device, chunk, codec, share)
 
-    def on_host(codec: str, chunk: int, share: float) -> float:
-        return _written(folder / str(next(numbers)), host, chunk, codec, share)
+    def on_host(codec: str, chunk: int) -> float:
+        return _written(folder, host, chunk, codec, 0)
 
     for codec in ("zstd", "lz4"):
+        none = 0.0
         for chunk in (64 << 10, MIB, 16 * MIB):
-            took = median(on_device(codec, chunk, 64, 0) for _ in range(3))
-            beside = median(on_host(codec, chunk, 0) for _ in range(3))
+            on_device(codec, chunk, 64, 0)  # compiles, allocates and pins
+            pairs = [(on_device(codec, chunk, 64, 0), on_host(codec, chunk)) for _ in range(3)]
+            took, beside = (median(times) for times in zip(*pairs, strict=True))
+            none = took if chunk == MIB else none
             what = f"{codec}, chunks of {chunk >> 10} KiB"
             yield Figure(f"{what}: GPU", size / took / 1e9, "GB/s")
             note = "bar: 5" if chunk == MIB else ""
@@ -185,7 +214,6 @@ def writes(folder: Path, size: int) -> Iterator[Figure]:
         for batch in (1, 16, 256):
             took = median(on_device(codec, MIB, batch, 0) for _ in range(3))
             yield Figure(f"{codec}, batches of {batch}: GPU", size / took / 1e9, "GB/s")
-        none = median(on_device(codec, MIB, 64, 0) for _ in range(3))
         for share in (0.5, 0.9):
             took = median(on_device(codec, MIB, 64, share) for _ in range(3))
             note = "bar: 3" if share == 0.9 else ""
@@ -201,8 +229,9 @@ def reads(folder: Path, size: int) -> Iterator[Figure]:
             place = folder / f"{codec}-{chunk}"
             _write(place, host, chunk, codec)
             with gpu.enabled():
-                took = _timed(lambda p=place: _read(p))
-            beside = _timed(lambda p=place: _read(p))
+                took = _timed(lambda p=place: _read(p), rounds=3)
+            beside = _timed(lambda p=place: _read(p), rounds=3)
+            _clear(folder)
             what = f"{codec}, chunks of {chunk >> 10} KiB, verified"
             yield Figure(f"{what}: GPU", size / took / 1e9, "GB/s")
             yield Figure(f"{what}: times the CPU, {os.cpu_count()} cores", beside / took, "")
@@ -219,14 +248,24 @@ PARTS: dict[str, Callable[[Path, int], Iterator[Figure]]] = {
 # -- data, arrays and clocks ----------------------------------------------------------------------
 
 
+@cache
 def fields(size: int) -> np.ndarray:
-    """Return so many bytes of air temperature, as float32 in hundredths of a kelvin."""
-    import iris_sample_data
-    import xarray as xr
+    """Return so many bytes of air temperature, as float32 in hundredths of a kelvin.
 
-    file = Path(iris_sample_data.path) / "A1B_north_america.nc"
-    with xr.open_dataset(file, engine="netcdf4") as data:
-        years = data["air_temperature"].values.astype("f4")
+    Raises
+    ------
+    MissingDependencyError
+        If the data, or what reads them, is not installed.
+    """
+    try:
+        import iris_sample_data
+        import netCDF4
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"this part takes real fields: {error}; install cas_zarr[demo], which has them"
+        ) from None
+    with netCDF4.Dataset(Path(iris_sample_data.path) / "A1B_north_america.nc") as data:
+        years = np.asarray(data["air_temperature"][:], "f4")
     fine = years.repeat(8, axis=1).repeat(8, axis=2)
     for axis in (1, 2):  # between the points of the grid it goes from one to the next
         fine = np.mean([np.roll(fine, step, axis) for step in range(8)], axis=0, dtype="f4")
@@ -240,11 +279,20 @@ def _written(folder: Path, data: Any, chunk: int, codec: str, share: float) -> f
     """Return the time to write an array of which a share of the chunks is there already."""
     there = int(len(data) * share) // (chunk // 4) * (chunk // 4)
     if there:
-        _write(folder, data[:there], chunk, codec)
-    start = perf_counter()
-    _write(folder, data, chunk, codec)
+        _write(folder / "data", data[:there], chunk, codec)
     _synchronize()
-    return perf_counter() - start
+    start = perf_counter()
+    _write(folder / "data", data, chunk, codec)
+    _synchronize()
+    took = perf_counter() - start
+    _clear(folder)
+    return took
+
+
+def _clear(folder: Path) -> None:
+    """Delete the repositories in a folder: all of them would fill a disk."""
+    for each in folder.iterdir():
+        shutil.rmtree(each)
 
 
 def _write(folder: Path, data: Any, chunk: int, codec: str) -> None:
@@ -277,15 +325,19 @@ def _random(size: int) -> Any:
     return cupy.asarray(np.frombuffer(np.random.default_rng(0).bytes(size), np.uint8))
 
 
-def _timed(call: Callable[[], Any]) -> float:
-    """Return the median time of a call, the device's work in; the first one is left out."""
+def _timed(call: Callable[[], Any], *, calls: int = 1, rounds: int = ROUNDS) -> float:
+    """Return the median time of a call, the device's work in; the first round is left out.
+
+    It compiles kernels, and has memory allocated and pinned that is kept from then on.
+    """
     times = []
-    for _ in range(ROUNDS + 1):
+    for _ in range(rounds + 1):
         _synchronize()
         start = perf_counter()
-        call()
+        for _ in range(calls):
+            call()
         _synchronize()
-        times.append(perf_counter() - start)
+        times.append((perf_counter() - start) / calls)
     return median(times[1:])
 
 
@@ -295,10 +347,18 @@ def _synchronize() -> None:
     cupy.cuda.get_current_stream().synchronize()
 
 
-def _device_name() -> str:
+def _device() -> dict[str, str]:
+    """Return the device, its driver, and what works on it."""
     import cupy
 
-    return str(cupy.cuda.runtime.getDeviceProperties(0)["name"].decode())
+    runtime = cupy.cuda.runtime
+    name = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
+    return {
+        "gpu": name,
+        "driver": f"CUDA {runtime.driverGetVersion()}",
+        "cupy": f"CuPy {cupy.__version__}, CUDA {runtime.runtimeGetVersion()}",
+        "nvcomp": f"nvCOMP {MAJOR}",
+    }
 
 
 if __name__ == "__main__":
