@@ -40,6 +40,9 @@ BUFFER = "cas_zarr.gpu.buffers.ChunkBuffer"
 ND_BUFFER = "cas_zarr.gpu.buffers.ChunkArray"
 """Their names in zarr's configuration."""
 
+# Whether 0.0 is another fill value than -0.0, as it is for newer releases of zarr.
+_ZEROS_DIFFER = not cpu.NDBuffer(np.zeros(1)).all_equal(-0.0)
+
 UNVERIFIED: ContextVar[bool] = ContextVar("UNVERIFIED", default=False)
 """Whether the batch that is decoded was not verified: its tasks and threads inherit it."""
 
@@ -214,7 +217,7 @@ class ChunkArray(gpu.NDBuffer):
         """
         array: Any = self._data
         value = np.asarray(other).astype(array.dtype)
-        if array.dtype.kind == "f" and value == 0:  # 0.0 and -0.0 differ in their bits alone
+        if _ZEROS_DIFFER and array.dtype.kind == "f" and value == 0:  # in their bits alone
             bits = f"u{array.dtype.itemsize}"
             return (array.view(bits) == value.view(bits)[()]).all()
         if equal_nan and array.dtype.kind in "fc" and np.isnan(value):

@@ -11,6 +11,7 @@ import pytest
 import zarr
 from gpu.fakecupy import DeviceArray, on_device
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, TransposeCodec
+from zarr.core.buffer import cpu
 
 from cas_zarr import CASStore, gpu
 from cas_zarr.gpu.buffers import ChunkArray, is_device_dtype
@@ -19,6 +20,7 @@ pytestmark = [
     pytest.mark.usefixtures("fake"),
     pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr"),
     pytest.mark.filterwarnings("ignore:The data type .* does not have a Zarr V3 specification"),
+    pytest.mark.filterwarnings("ignore:The codec `vlen-utf8` is currently not part"),
 ]
 
 SHAPE, CHUNKS = (20, 12), (5, 4)
@@ -120,7 +122,8 @@ def test_an_array_tells_whether_it_is_equal() -> None:
             assert array.all_equal(np.dtype(dtype).type(value))
             assert not array.all_equal(np.dtype(dtype).type(1 - value))
             assert not array.all_equal(None)
-    assert not ChunkArray(on_device(np.zeros(3))).all_equal(-0.0)  # type: ignore[arg-type]
+    differ = not cpu.NDBuffer(np.zeros(3)).all_equal(-0.0)  # older releases do not tell
+    assert ChunkArray(on_device(np.zeros(3))).all_equal(-0.0) != differ  # type: ignore[arg-type]
     nothing = ChunkArray(on_device(np.full(3, np.nan)))  # type: ignore[arg-type]
     assert nothing.all_equal(np.nan)
     assert not nothing.all_equal(np.nan, equal_nan=False)
