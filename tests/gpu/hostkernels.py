@@ -44,6 +44,10 @@ SHIM = Path(__file__).with_name("shim.h")
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 
 KERNEL = re.compile(r"__global__ void __launch_bounds__\(\d+\) (\w+)\(")
+BOUNDS = re.compile(r"__launch_bounds__\((\d+)\) (\w+)\(")
+"""Threads that a block may have, and the kernel."""
+
+MOST_BLOCKS = (1 << 31) - 1
 
 EDGES = sorted(
     {0, 1, 2, 3, 4, 5, 55, 56, 57, 119, 120, 1000}
@@ -233,9 +237,12 @@ class HostCupy:
             path = self._folder / f"libkernels{len(self._libraries)}.so"
             self._libraries[code] = ctypes.CDLL(str(build(self._compiler, code, path)))
         library = self._libraries[code]
+        bounds = {name: int(most) for most, name in BOUNDS.findall(code)}
 
         def get_function(name: str) -> Callable[..., None]:
             def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+                assert 0 < grid[0] <= MOST_BLOCKS
+                assert block == (bounds[name],)
                 assert all(type(argument) is np.uint64 for argument in arguments)
                 launched = Launch(name, grid[0], block[0], tuple(map(int, arguments)))
                 HostStream.current().launched += 1

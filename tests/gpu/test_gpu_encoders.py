@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ HOSTS = {ZSTD.name: Zstd(level=3), LZ4.name: HostLZ4(), GZIP.name: GZip(level=1)
 SIZES = [1, 7, 4096, 1 << 16, (1 << 16) + 1, 1 << 20, 1 << 24]
 
 
+@cache
 def contents() -> list[NDArray[np.uint8]]:
     """Return chunks of all sizes: like fields, all zeros, and such as no encoder makes smaller."""
     random = np.random.default_rng(0)
@@ -56,6 +58,19 @@ def test_a_device_decodes_what_a_host_encoded(cuda: Any, algorithm: Algorithm) -
         assert codec.decoded_sizes(given).tolist() == [len(chunk) for chunk in chunks]
     decoded = codec.decompress(given, [len(chunk) for chunk in chunks])
     for chunk, found in zip(chunks, decoded, strict=True):
+        assert found is not None
+        assert found.get().tobytes() == chunk.tobytes()
+
+
+@pytest.mark.parametrize("algorithm", [ZSTD, GZIP], ids=lambda each: each.name)
+def test_chunks_are_larger_than_some_comments_allow(cuda: Any, algorithm: Algorithm) -> None:
+    chunk = np.resize(contents()[-3], (24 << 20) + 5)  # the headers say 16 MB, and 2 GiB
+    codec = Codec(algorithm)
+    (encoded,) = codec.compress([cuda.asarray(chunk)])
+    assert bytes(HOSTS[algorithm.name].decode(encoded.get().tobytes())) == chunk.tobytes()
+    made = np.frombuffer(HOSTS[algorithm.name].encode(chunk), np.uint8)
+    for given in (encoded, cuda.asarray(made)):
+        (found,) = codec.decompress([given], [len(chunk)])
         assert found is not None
         assert found.get().tobytes() == chunk.tobytes()
 

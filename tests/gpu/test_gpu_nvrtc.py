@@ -21,6 +21,9 @@ WHEELS = ["nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"]
 SOURCES = [BLAKE3, SHA256, *(name for name in NAMES if isinstance(name, str))]
 ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
 
+# What CuPy adds, but for folders: cupy/cuda/compiler.py.
+CUPY = ("-ftz=true", "--device-as-default-execution-space")
+
 # 512 threads of a multiprocessor's 65 536 registers are enough to hide what a load takes.
 MOST_REGISTERS = 128
 
@@ -50,7 +53,7 @@ class Nvrtc:
 
     def compile(self, code: str, architecture: int) -> Compiled:
         """Compile for one architecture, as far as machine code."""
-        options = [*OPTIONS, f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v"]
+        options = [*OPTIONS, *CUPY, f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v"]
         encoded = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
         program, size = ctypes.c_void_p(), ctypes.c_size_t()
         self._call(
