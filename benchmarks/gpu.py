@@ -258,14 +258,14 @@ def fields(size: int) -> np.ndarray:
         If the data, or what reads them, is not installed.
     """
     try:
+        import h5py  # netCDF-4 is HDF5
         import iris_sample_data
-        import netCDF4
     except ImportError as error:
         raise MissingDependencyError(
-            f"this part takes real fields: {error}; install cas_zarr[demo], which has them"
+            f"this part takes real fields: {error}; install iris-sample-data and h5py"
         ) from None
-    with netCDF4.Dataset(Path(iris_sample_data.path) / "A1B_north_america.nc") as data:
-        years = np.asarray(data["air_temperature"][:], "f4")
+    with h5py.File(Path(iris_sample_data.path) / "A1B_north_america.nc") as data:
+        years = data["air_temperature"][:].astype("f4")
     fine = years.repeat(8, axis=1).repeat(8, axis=2)
     for axis in (1, 2):  # between the points of the grid it goes from one to the next
         fine = np.mean([np.roll(fine, step, axis) for step in range(8)], axis=0, dtype="f4")
