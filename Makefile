@@ -136,11 +136,10 @@ endif
 	$(INSTALL) .venv-3.13 --editable '.[demo,test]' $(INTEROP:%=-r %)
 	touch $@
 
-# google-crc32c 1.5 asks for the pkg_resources of setuptools.
 .venv-oldest/test: pyproject.toml Makefile | .venv/base
 	$(UV) venv --quiet --clear --python $(PYTHON311) .venv-oldest
 	.venv-oldest/bin/python -c "$$LOWER_BOUNDS" > .venv-oldest/oldest.txt
-	$(INSTALL) .venv-oldest --editable '.[test]' -c .venv-oldest/oldest.txt 'setuptools<67'
+	$(INSTALL) .venv-oldest --editable '.[test]' -c .venv-oldest/oldest.txt
 	touch $@
 
 .venv-zarr2/test: pyproject.toml Makefile | .venv/base
