@@ -273,7 +273,9 @@ def _in_place(name: str) -> Callable[..., Any]:
     work = getattr(operator, name)
 
     def method(self: DeviceArray, other: Any) -> Any:
-        self._host = work(self._host, _plain(other))
+        if isinstance(other, np.ndarray) and other.ndim:
+            raise TypeError(f"Unsupported type {type(other)}")
+        self._host = work(_plain(self), _plain(other))
         return self
 
     return method

@@ -304,6 +304,8 @@ class FakeCupy(HostCupy):
     def stack(arrays: list[Any]) -> DeviceArray:
         """Return arrays beside each other."""
         assert all(isinstance(each, DeviceArray) for each in arrays)
+        for each in arrays:
+            each.worked_on()
         return DeviceArray(np.stack([each._host for each in arrays]))
 
     @staticmethod
