@@ -159,6 +159,21 @@ class DevicePipeline(BatchedCodecPipeline):
         finally:
             UNVERIFIED.reset(token)
 
+    async def read(
+        self, batch_info: Iterable[Any], out: NDBuffer, *arguments: Any, **options: Any
+    ) -> Any:
+        """Read chunks; see `zarr.abc.codec.CodecPipeline`. They are there once this returns.
+
+        It works on the default stream of a thread of zarr, for which streams of others need not
+        wait.
+        """
+        found = await super().read(batch_info, out, *arguments, **options)
+        array: Any = out.as_ndarray_like()
+        if device_of(array) is not None:
+            with array.device:
+                cupy().cuda.get_current_stream().synchronize()
+        return found
+
     async def write_batch(self, batch_info: Iterable[Any], *arguments: Any, **options: Any) -> None:
         """Write chunks; see `zarr.abc.codec.CodecPipeline`. Empty ones are found all at once."""
         if not self.supports_partial_encode:  # else the pipeline of the inner chunks does so

@@ -271,6 +271,26 @@ def test_a_buffer_that_was_changed_is_stored_as_it_is(tmp_path: Path) -> None:
     assert store._tree.mapping["c/0/1"] == b""
 
 
+@pytest.mark.parametrize("codecs", ["zstd", "none"])
+def test_what_was_read_is_there(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codecs: str
+) -> None:
+    store = CASStore(tmp_path / "repository")
+    create(store, CODECS[codecs])[:] = field()
+    done: list[str] = []
+    write, wait = DeviceArray.__setitem__, fake.cupy.cuda.Stream.synchronize
+    monkeypatch.setattr(
+        DeviceArray, "__setitem__", lambda *given: (done.append("written"), write(*given))
+    )
+    monkeypatch.setattr(
+        fake.cupy.cuda.Stream, "synchronize", lambda stream: (done.append("waited"), wait(stream))
+    )
+    with gpu.enabled():
+        zarr.open_array(store, mode="r")[:]
+    assert "written" in done
+    assert done[-1] == "waited"
+
+
 @pytest.mark.usefixtures("fake")
 def test_settings_are_restored_and_nest() -> None:
     names = ("buffer", "ndbuffer", "codec_pipeline.path", "codec_pipeline.batch_size")
