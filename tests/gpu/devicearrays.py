@@ -60,6 +60,9 @@ class DeviceArray:
     flags = property(lambda self: self._host.flags)
     base = property(lambda self: self._host.base)
 
+    real = property(lambda self: self._made(self._host.real))
+    imag = property(lambda self: self._made(self._host.imag))
+
     @property
     def data(self) -> Any:
         """Return where it lies."""
@@ -255,6 +258,19 @@ def _key(key: Any) -> Any:
     return tuple(map(_plain, key)) if isinstance(key, tuple) else _plain(key)
 
 
+def _flushed(value: Any) -> Any:
+    """Return numbers as CuPy compares them, whose kernels take subnormal float32 for 0 (-ftz)."""
+    found = np.array(value, ndmin=1, order="C")
+    if found.dtype.char not in "fF":
+        return value
+    parts = found.view("float32")
+    parts[np.abs(parts) < np.finfo("float32").tiny] = 0
+    return found.reshape(np.shape(value))
+
+
+_COMPARISONS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
+
+
 def _operator(name: str, *, reflected: bool = False) -> Callable[..., Any]:
     work = getattr(operator, name)
 
@@ -264,6 +280,8 @@ def _operator(name: str, *, reflected: bool = False) -> Callable[..., Any]:
                 raise TypeError(f"Unsupported type {type(each)}")
         check_dtype(self.dtype)
         given = [_plain(self), *map(_plain, others)]
+        if name in _COMPARISONS:
+            given = [_flushed(each) for each in given]
         return self._made(work(*(reversed(given) if reflected else given)))
 
     return method

@@ -115,6 +115,15 @@ def test_empty_chunks_are_not_stored(tmp_path: Path, dtype: str, fill: float) ->
     check(tmp_path, data, compressors=None, fill_value=fill)
 
 
+@pytest.mark.parametrize("times", [0, 3])
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", "<c8", "<c16"])
+def test_chunks_of_tiny_numbers_are_not_empty(tmp_path: Path, dtype: str, times: int) -> None:
+    tiny = float(np.finfo(dtype).smallest_subnormal)
+    data = numbers(dtype, times * tiny)
+    data[10:15] = tiny
+    check(tmp_path, data, compressors=None, fill_value=times * tiny)
+
+
 def test_an_array_tells_whether_it_is_equal() -> None:
     for dtype in ("<f4", "<i2", "?", "<c16"):
         for value in (0, 1):
