@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 import zarr
 from gpu.hostkernels import EDGES, scattered
-from zarr.codecs import ZstdCodec
+from zarr.codecs import BytesCodec, ShardingCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from cas_zarr import CASStore, gpu
@@ -115,6 +115,33 @@ def test_shards_have_the_cids_of_a_host(cuda: Any, tmp_path: Path, hash: str) ->
         host._tree.mapping[key] = device._tree.mapping[key]
         assert host._tree.mapping.cid_of(key) == device._tree.mapping.cid_of(key)
     np.testing.assert_array_equal(zarr.open_array(device, mode="r")[:], data)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "c16"])
+def test_inner_chunks_begin_anywhere(cuda: Any, store: CASStore, dtype: str) -> None:
+    data = np.arange(1 << 14).astype(dtype)
+    inner = ShardingCodec(chunk_shape=(256,), codecs=[BytesCodec()], index_location="start")
+    with gpu.enabled():
+        array = zarr.create_array(
+            store,
+            shape=data.shape,
+            chunks=(1 << 12,),
+            dtype=dtype,
+            compressors=None,
+            serializer=inner,
+        )
+        array[:] = cuda.asarray(data)
+        np.testing.assert_array_equal(array[:].get(), data)
+        np.testing.assert_array_equal(array[100:900].get(), data[100:900])
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c8"])
+def test_tiny_numbers_are_not_taken_for_zero(cuda: Any, store: CASStore, dtype: str) -> None:
+    data = np.full(1000, np.finfo(dtype).smallest_subnormal, dtype)
+    with gpu.enabled():
+        array = zarr.create_array(store, shape=data.shape, chunks=(100,), dtype=dtype, fill_value=0)
+        array[:] = cuda.asarray(data)
+    np.testing.assert_array_equal(zarr.open_array(store, mode="r")[:], data)
 
 
 def test_bytes_of_other_stores(cuda: Any) -> None:
