@@ -141,7 +141,7 @@ def _to_host(chunk: Buffer | NDBuffer | None, spec: ArraySpec) -> tuple[Any, Arr
     if isinstance(chunk, Buffer) and not isinstance(chunk, cpu.Buffer):
         on_host = cpu.Buffer(np.asarray(chunk.as_numpy_array()))
     elif isinstance(chunk, NDBuffer) and not isinstance(chunk, cpu.NDBuffer):
-        on_host = cpu.NDBuffer(chunk.as_numpy_array())
+        on_host = cpu.NDBuffer.from_numpy_array(chunk.as_numpy_array())
     return on_host, replace(spec, prototype=cpu.buffer_prototype)
 
 
@@ -153,4 +153,4 @@ def _to_device(made: Buffer | NDBuffer | None, spec: ArraySpec) -> Any:
     there = is_device_dtype(spec.dtype.to_native_dtype())
     if array.dtype.byteorder == ">" and there:  # earlier versions of zarr leave it so
         array = array.astype(array.dtype.newbyteorder("="))
-    return spec.prototype.nd_buffer.from_ndarray_like(array)
+    return spec.prototype.nd_buffer.from_numpy_array(array)

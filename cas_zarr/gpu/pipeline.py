@@ -167,7 +167,8 @@ class DevicePipeline(BatchedCodecPipeline):
         It works on the default stream of a thread of zarr, for which streams of others need not
         wait.
         """
-        found = await super().read(batch_info, out, *arguments, **options)
+        pipeline: Any = super()  # it returned nothing in earlier releases of zarr
+        found = await pipeline.read(batch_info, out, *arguments, **options)
         array: Any = out.as_ndarray_like()
         if device_of(array) is not None:
             with array.device:
