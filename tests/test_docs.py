@@ -136,7 +136,7 @@ def test_what_is_no_command_is_noticed(words: list[str]) -> None:
         check(words)
 
 
-@pytest.mark.parametrize("page", [*PAGES, PROJECT / "docs" / "cli.md"], ids=name_of)
+@pytest.mark.parametrize("page", sorted((PROJECT / "docs").rglob("*.md")), ids=name_of)
 def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if target.startswith("https://"):
