@@ -88,6 +88,15 @@ def test_an_error_of_the_caller_s_thread_is_raised_as_well(mapped: Map) -> None:
         mapped(fail_here, range(50))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let SIGINT interrupt: it is ignored in what a shell started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_leaves_no_thread_at_work_on_a_buffer() -> None:
     caller = threading.get_ident()
     begun, ended = threading.Event(), threading.Event()

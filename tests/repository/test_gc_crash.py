@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import shutil
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -97,6 +98,9 @@ def test_nothing_in_use_is_lost_by_a_failure_at_any_call(
         reached = fault.reached
         _check(path, before)
         gc.collect()  # a session that is left flushes, and needs its folder for that
+        for thread in threading.enumerate():
+            if thread.name == "cas-zarr-flush":
+                thread.join()
         shutil.rmtree(path)
         if not reached:
             break
