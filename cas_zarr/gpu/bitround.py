@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 from zarr.abc.codec import ArrayArrayCodec
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import NDBuffer
-from zarr.core.common import JSON
 
 from cas_zarr.gpu.hashing import Launch
 from cas_zarr.gpu.kernels import cupy, loaded
+from cas_zarr.gpu.standin import StandIn
 
 __all__ = ["DeviceBitRound", "plan_rounding", "rounded"]
 
@@ -22,42 +22,16 @@ _MANTISSA: Final = {"f2": 10, "f4": 23, "f8": 52}
 
 
 @dataclass(frozen=True)
-class DeviceBitRound(ArrayArrayCodec):
+class DeviceBitRound(StandIn, ArrayArrayCodec):  # type: ignore[override]
     """The filter, where a chunk lies.
 
     Attributes
     ----------
-    host : ArrayArrayCodec
-        The codec as zarr has it, for chunks on the host and numbers that have no kernel.
     kept : int
         Bits of the mantissa that are kept.
     """
 
-    host: Any
     kept: int
-
-    @property
-    def is_fixed_size(self) -> bool:  # type: ignore[override]
-        """As the host's."""
-        return bool(getattr(self.host, "is_fixed_size", False))
-
-    def to_dict(self) -> dict[str, JSON]:
-        """As the host's."""
-        found: dict[str, JSON] = self.host.to_dict()
-        return found
-
-    def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
-        """As the host's."""
-        return type(self)(self.host.evolve_from_array_spec(array_spec), self.kept)
-
-    def resolve_metadata(self, chunk_spec: ArraySpec) -> ArraySpec:
-        """As the host's."""
-        found: ArraySpec = self.host.resolve_metadata(chunk_spec)
-        return found
-
-    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        """As the host's."""
-        return int(self.host.compute_encoded_size(input_byte_length, chunk_spec))
 
     async def encode(
         self, chunks_and_specs: Iterable[tuple[NDBuffer | None, ArraySpec]]

@@ -11,52 +11,35 @@ from zarr.abc.codec import ArrayBytesCodec
 from zarr.codecs._v2 import V2Codec
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, NDBuffer
-from zarr.core.common import JSON
 
 from cas_zarr.gpu.buffers import UNVERIFIED, is_device_dtype
 from cas_zarr.gpu.devices import device_of
 from cas_zarr.gpu.frames import Frame, frame_of
 from cas_zarr.gpu.hostcodecs import on_host
 from cas_zarr.gpu.memory import halving
+from cas_zarr.gpu.standin import StandIn
 
 __all__ = ["DeviceV2Codec", "for_format_2"]
 
 
 @dataclass(frozen=True)
-class DeviceV2Codec(ArrayBytesCodec):
+class DeviceV2Codec(StandIn, ArrayBytesCodec):  # type: ignore[override]
     """A compressor without filters that a device can do, on whole batches.
 
     Attributes
     ----------
-    host : ArrayBytesCodec
-        The codec as zarr has it, for chunks on the host and those that a device does not do.
     frame : Frame
         What a device does instead of the compressor.
     encodes : bool
         Whether a device encodes as the compressor is told to. It always may decode.
     """
 
-    host: Any
     frame: Frame
     encodes: bool
-
-    @property
-    def is_fixed_size(self) -> bool:  # type: ignore[override]
-        """As the host's."""
-        return bool(self.host.is_fixed_size)
-
-    def to_dict(self) -> dict[str, JSON]:
-        """As the host's."""
-        found: dict[str, JSON] = self.host.to_dict()
-        return found
 
     def needs_host(self, spec: ArraySpec) -> bool:
         """Tell whether chunks like these are done on the host."""
         return not is_device_dtype(_dtype(spec))
-
-    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        """As the host's."""
-        return int(self.host.compute_encoded_size(input_byte_length, chunk_spec))
 
     async def encode(
         self, chunks_and_specs: Iterable[tuple[NDBuffer | None, ArraySpec]]

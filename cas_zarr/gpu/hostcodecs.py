@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from zarr.abc.codec import (
@@ -21,58 +21,23 @@ from zarr.abc.codec import (
 from zarr.codecs import BytesCodec, TransposeCodec
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, NDBuffer, cpu
-from zarr.core.common import JSON
 
 from cas_zarr.gpu.buffers import is_device_dtype, is_on_device
 from cas_zarr.gpu.memory import halving
+from cas_zarr.gpu.standin import StandIn
 
 __all__ = ["HostCodec", "on_host"]
 
 
 @dataclass(frozen=True)
-class HostCodec:
-    """What stands for a codec that works on the host.
-
-    Attributes
-    ----------
-    codec : zarr.abc.codec.Codec
-        As zarr has it.
-    """
-
-    codec: Any
-
-    @property
-    def is_fixed_size(self) -> bool:
-        """As the codec's."""
-        return bool(getattr(self.codec, "is_fixed_size", False))
-
-    def to_dict(self) -> dict[str, JSON]:
-        """As the codec's."""
-        found: dict[str, JSON] = self.codec.to_dict()
-        return found
-
-    def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
-        """As the codec's."""
-        return type(self)(self.codec.evolve_from_array_spec(array_spec))
-
-    def resolve_metadata(self, chunk_spec: ArraySpec) -> ArraySpec:
-        """As the codec's."""
-        found: ArraySpec = self.codec.resolve_metadata(chunk_spec)
-        return found
-
-    def validate(self, **parameters: Any) -> None:
-        """As the codec's."""
-        self.codec.validate(**parameters)
-
-    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        """As the codec's."""
-        return int(self.codec.compute_encoded_size(input_byte_length, chunk_spec))
+class HostCodec(StandIn):
+    """What stands for a codec that works on the host."""
 
     def needs_host(self, spec: ArraySpec) -> bool:
         """Tell whether the codec works on the host for chunks like these."""
-        if type(self.codec) is not BytesCodec:
+        if type(self.host) is not BytesCodec:
             return True
-        little = getattr(self.codec.endian, "value", self.codec.endian) in ("little", None)
+        little = getattr(self.host.endian, "value", self.host.endian) in ("little", None)
         dtype = spec.dtype.to_native_dtype()
         return not is_device_dtype(dtype) or not (little or dtype.itemsize == 1)
 
@@ -81,16 +46,16 @@ class HostCodec:
         pairs = list(chunks_and_specs)
         if pairs and self.needs_host(pairs[0][1]):
             pairs = [_to_host(chunk, spec) for chunk, spec in pairs]
-        found: Iterable[Any] = await self.codec.encode(pairs)
+        found: Iterable[Any] = await self.host.encode(pairs)
         return found
 
     async def decode(self, chunks_and_specs: Iterable[tuple[Any, ArraySpec]]) -> Iterable[Any]:
         """Decode a batch of chunks; arrays are on the device again, if it has their data type."""
         pairs = list(chunks_and_specs)
         if not pairs or not self.needs_host(pairs[0][1]):
-            found: Iterable[Any] = await self.codec.decode(_aligned(pairs))
+            found: Iterable[Any] = await self.host.decode(_aligned(pairs))
             return found
-        decoded = await self.codec.decode([_to_host(chunk, spec) for chunk, spec in pairs])
+        decoded = await self.host.decode([_to_host(chunk, spec) for chunk, spec in pairs])
         return [_to_device(made, spec) for made, (_, spec) in zip(decoded, pairs, strict=True)]
 
 

@@ -18,7 +18,6 @@ from zarr.codecs._v2 import V2Codec
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, NDBuffer, cpu
 from zarr.core.codec_pipeline import BatchedCodecPipeline
-from zarr.core.common import JSON
 from zarr.registry import register_pipeline
 
 from cas_zarr.gpu.bitround import DeviceBitRound
@@ -29,6 +28,7 @@ from cas_zarr.gpu.frames import Frame, frame_of
 from cas_zarr.gpu.hostcodecs import HostCodec, on_host
 from cas_zarr.gpu.kernels import cupy
 from cas_zarr.gpu.memory import halving
+from cas_zarr.gpu.standin import StandIn
 
 __all__ = ["PIPELINE", "DeviceCodec", "DevicePipeline"]
 
@@ -39,40 +39,24 @@ Given: TypeAlias = Sequence[tuple[Any, ArraySpec]]
 
 
 @dataclass(frozen=True)
-class DeviceCodec(BytesBytesCodec):
+class DeviceCodec(StandIn, BytesBytesCodec):  # type: ignore[override]
     """A codec that a device can do, on whole batches.
 
     Attributes
     ----------
-    host : BytesBytesCodec
-        The codec as zarr has it, for chunks on the host and those that a device does not do.
     frame : Frame
         What a device does instead.
     encodes : bool
         Whether a device encodes as the host's codec is told to. It always may decode.
     """
 
-    host: BytesBytesCodec
     frame: Frame
     encodes: bool = True
-
-    @property
-    def is_fixed_size(self) -> bool:  # type: ignore[override]
-        """As the host's."""
-        return self.host.is_fixed_size
-
-    def to_dict(self) -> dict[str, JSON]:
-        """As the host's."""
-        return self.host.to_dict()
 
     def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
         """As the host's."""
         evolved = self.host.evolve_from_array_spec(array_spec)
         return type(self)(evolved, _frame(evolved) or self.frame, self.encodes)
-
-    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        """As the host's."""
-        return self.host.compute_encoded_size(input_byte_length, chunk_spec)
 
     async def encode(
         self, chunks_and_specs: Iterable[tuple[Buffer | None, ArraySpec]]
