@@ -8,7 +8,6 @@ threads, so that what zarr asks for at once is fetched at once.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from itertools import islice
@@ -33,10 +32,9 @@ from cas_zarr.consolidated import Consolidation, is_composed
 from cas_zarr.dataset import Dataset
 from cas_zarr.errors import BlockNotFoundError, CasZarrError, InvalidArgumentError, ReadOnlyError
 from cas_zarr.mapping import CASMapping
-from cas_zarr.repository.base import Address
+from cas_zarr.repository.base import Address, reopen
 from cas_zarr.repository.faraway import NodeLike
 from cas_zarr.repository.forking import Fork
-from cas_zarr.repository.opening import MEMORY
 from cas_zarr.repository.readahead import read_ahead
 from cas_zarr.repository.repository import Repository
 from cas_zarr.repository.session import Session, View
@@ -269,19 +267,9 @@ class CASStore(Dataset, Store):
         pin = self._pin
         if self._read_only and pin is None:
             pin = self._session.root
-        options = {
-            "branch": self._branch,
-            "strict": self._strict,
-            "author": repository.author,
-            "sources": repository.sources,
-        }
-        if repository.fixed:  # what a name stands for may be another when a copy is opened
-            options["fixed"] = repository.fixed
-        process = os.getpid() if self.location.startswith(MEMORY) else None
-        return (
-            _unpickle,
-            (type(self), self.location, self._version, self._read_only, pin, options, process),
-        )
+        opening = repository.opening(read_only=self._read_only)
+        options = self._version, self._read_only, pin, self._branch, self._strict
+        return _unpickle, (type(self), opening, *options)
 
     # -- consolidated metadata ------------------------------------------------------------------
 
@@ -525,31 +513,16 @@ def _folder(prefix: str) -> str:
 
 def _unpickle(
     kind: type[CASStore],
-    location: str,
+    opening: tuple[Any, ...],
     version: CidLike | None,
     read_only: bool,
     pin: CidBytes | None,
-    options: dict[str, Any],
-    process: int | None,
+    branch: str,
+    strict: bool,
 ) -> CASStore:
-    if process is not None and process != os.getpid():
-        raise CasZarrError(
-            f"{location} is in the memory of process {process} and cannot be opened in another; "
-            "use a folder"
-        )
-    sources, author = options["sources"], options["author"]
+    repository: Repository = reopen(*opening)
     if not read_only:
-        repository = Repository.prepare_from(location, sources, author=author)
-        return kind(repository, branch=options["branch"], strict=options["strict"])
-    repository = Repository.open_from(options.get("fixed", location), sources, author=author)
-    repository.location = location
+        return kind(repository, branch=branch, strict=strict)
     store = kind.__new__(kind)
-    store._set_up(
-        _view(repository, pin),
-        options["branch"],
-        version,
-        read_only=True,
-        strict=options["strict"],
-        pin=pin,
-    )
+    store._set_up(_view(repository, pin), branch, version, read_only=True, strict=strict, pin=pin)
     return store

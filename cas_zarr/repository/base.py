@@ -31,8 +31,10 @@ from cas_zarr.repository.opening import (
     MEMORY,
     Location,
     SharedMemory,
+    check_owner,
     hash_named,
     in_memory,
+    owner_of,
     parse_location,
     same_hash,
 )
@@ -43,12 +45,13 @@ from cas_zarr.repository.versions import Resolved, not_found, resolve
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-__all__ = ["Address", "RepositoryBase"]
+__all__ = ["Address", "RepositoryBase", "reopen"]
 
 Address: TypeAlias = "str | os.PathLike[str] | ObjectStore"
 """Where a repository is: a path, an address, or for object storage a store of obstore."""
 
 _T = TypeVar("_T")
+_Repository = TypeVar("_Repository", bound="RepositoryBase")
 
 
 class RepositoryBase(Closing):
@@ -99,6 +102,14 @@ class RepositoryBase(Closing):
     def __repr__(self) -> str:
         led = f", at {self.fixed}" if self.fixed not in ("", self.location) else ""
         return f"Repository({self.location!r}{led})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reopen, self.opening(read_only=self.read_only)
+
+    def opening(self, *, read_only: bool) -> tuple[Any, ...]:
+        """Return what `reopen` takes, in another process maybe."""
+        who = self.sources, self.author
+        return type(self), self.location, self.fixed, *who, read_only, owner_of(self.location)
 
     # -- opening ------------------------------------------------------------------------------
 
@@ -461,3 +472,22 @@ class RepositoryBase(Closing):
     def _check_writable(self) -> None:
         if self.read_only:
             raise ReadOnlyError(f"{self.location} is open for reading only")
+
+
+def reopen(
+    kind: type[_Repository],
+    location: str,
+    fixed: str,
+    sources: Sources,
+    author: str,
+    read_only: bool,
+    owner: int | None,
+) -> _Repository:
+    """Open a repository as another one is that gave its `opening`."""
+    check_owner(location, owner)
+    if not read_only:
+        return kind.prepare_from(location, sources, author=author)
+    # What a name stands for may be another by now.
+    repository = kind.open_from(fixed or location, sources, author=author)
+    repository.location = location
+    return repository

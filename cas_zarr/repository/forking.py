@@ -19,14 +19,13 @@ from cas_zarr.cid import CidBytes
 from cas_zarr.closing import Closing
 from cas_zarr.errors import (
     BlockNotFoundError,
-    CasZarrError,
     InvalidArgumentError,
     StorageError,
 )
 from cas_zarr.mapping import CASMapping
 from cas_zarr.repository.faraway import Sources
 from cas_zarr.repository.guard import Guard
-from cas_zarr.repository.opening import MEMORY
+from cas_zarr.repository.opening import check_owner, owner_of
 from cas_zarr.tree.delta import Delta
 
 if TYPE_CHECKING:
@@ -198,22 +197,17 @@ class Fork(Closing):
         else:
             repository = self._repository
             opened = repository.location, repository.author, repository.sources
-        process = os.getpid() if opened[0].startswith(MEMORY) else None
         made = self.base, self.branch, self.maker, self._strict
-        return _unpickle, (opened, made, self.deltas(), process)
+        return _unpickle, (opened, made, self.deltas(), owner_of(opened[0]))
 
 
 def _unpickle(
     opened: tuple[str, str, Sources],
     made: tuple[CidBytes, str, bytes, bool],
     deltas: list[Delta],
-    process: int | None,
+    owner: int | None,
 ) -> Fork:
-    if process is not None and process != os.getpid():
-        raise CasZarrError(
-            f"{opened[0]} is in the memory of process {process} and cannot be opened in another; "
-            "use a folder or object storage"
-        )
+    check_owner(opened[0], owner)
     fork = Fork.__new__(Fork)
     fork._set_up(None, *made, deltas)
     fork._opened = opened

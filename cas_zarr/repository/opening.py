@@ -25,7 +25,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.cid import HashFunction, as_cid_bytes, hash_by_name
-from cas_zarr.errors import InvalidArgumentError, InvalidCIDError
+from cas_zarr.errors import CasZarrError, InvalidArgumentError, InvalidCIDError
 from cas_zarr.repository.names import looks_like_cid
 from cas_zarr.repository.refs import MemoryRefs
 
@@ -33,8 +33,10 @@ __all__ = [
     "MEMORY",
     "Location",
     "SharedMemory",
+    "check_owner",
     "hash_named",
     "in_memory",
+    "owner_of",
     "parse_location",
     "path_of",
     "same_hash",
@@ -252,3 +254,23 @@ def path_of(text: str) -> Path:
     if not text or "\0" in text:
         raise InvalidArgumentError(f"{text!r} is no path of a repository")
     return Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def owner_of(location: str) -> int | None:
+    """Return the process that alone can open a location; None where others can, too."""
+    return os.getpid() if location.startswith(MEMORY) else None
+
+
+def check_owner(location: str, owner: int | None) -> None:
+    """Refuse to open in this process what is in the memory of another.
+
+    Raises
+    ------
+    CasZarrError
+        If `owner`, of `owner_of`, is another process.
+    """
+    if owner not in (None, os.getpid()):
+        raise CasZarrError(
+            f"{location} is in the memory of process {owner} and cannot be opened in another; "
+            "use a folder or object storage"
+        )

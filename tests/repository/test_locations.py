@@ -20,7 +20,7 @@ from cas_zarr.blocks.cache import CacheBlocks, RecentBlocks
 from cas_zarr.blocks.kubo import KuboNode
 from cas_zarr.blocks.memory import MemoryBlocks
 from cas_zarr.blocks.tiered import tier_of
-from cas_zarr.cid import BLAKE3, RAW, CidBytes, cid_of, format_cid
+from cas_zarr.cid import BLAKE3, RAW, CidBytes, as_cid_bytes, cid_of, format_cid
 from cas_zarr.cli.group import cli
 from cas_zarr.codecs.car import CarWriter
 from cas_zarr.errors import (
@@ -53,6 +53,23 @@ def test_a_home_is_meant_by_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyP
     repo = Repository.open("~/x.cas")
     repo.add_remote("home", "~/y.cas")
     assert repo.remotes() == {"home": str(tmp_path / "y.cas")}
+
+
+def test_a_repository_is_pickled_by_where_it_is(tmp_path: Path) -> None:
+    store = CASStore(tmp_path / "x.cas", author="Ada")
+    commit = store.commit("one")
+    for read_only in (False, True):
+        repo = Repository.open(tmp_path / "x.cas", read_only=read_only, author="Ada")
+        copy = pickle.loads(pickle.dumps(repo))
+        assert (repr(copy), copy.author, copy.read_only) == (repr(repo), "Ada", read_only)
+        assert [entry.cid for entry in copy.log()] == [as_cid_bytes(commit)]
+    export(repo, "main", tmp_path / "x.car")
+    far = Repository.open(tmp_path / "x.car")
+    again = pickle.loads(pickle.dumps(far))
+    assert (again.location, again.fixed, again.read_only) == (far.location, far.fixed, True)
+    shutil.rmtree(tmp_path / "x.cas")
+    with pytest.raises(NotFoundError):
+        pickle.loads(pickle.dumps(repo))
 
 
 @pytest.mark.parametrize(
