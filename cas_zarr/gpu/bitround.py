@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 from zarr.abc.codec import ArrayArrayCodec
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import NDBuffer
 
-from cas_zarr.gpu.hashing import Launch
-from cas_zarr.gpu.kernels import cupy, loaded
+from cas_zarr.gpu.devices import device_of
+from cas_zarr.gpu.kernels import Launch, cupy, launch
 from cas_zarr.gpu.standin import StandIn
 
 __all__ = ["DeviceBitRound", "plan_rounding", "rounded"]
@@ -59,7 +58,7 @@ class DeviceBitRound(StandIn, ArrayArrayCodec):  # type: ignore[override]
     def _takes(self, chunk: NDBuffer) -> bool:
         array = chunk.as_ndarray_like()
         bits = _MANTISSA.get(array.dtype.str[1:], -1)
-        return hasattr(array, "__cuda_array_interface__") and 0 <= self.kept <= bits
+        return device_of(array) is not None and 0 <= self.kept <= bits
 
     def _rounded(self, array: Any, spec: ArraySpec) -> NDBuffer:
         with array.device:
@@ -87,13 +86,11 @@ def rounded(array: Any, kept: int) -> Any:
     given = array if array.flags.c_contiguous else array.copy()
     made = cupy().empty(given.shape, f"i{given.itemsize}")
     if given.size:
-        launch = plan_rounding(given.size, given.itemsize, dropped, given.data.ptr, made.data.ptr)
-        arguments = tuple(map(np.uint64, launch.arguments))
-        loaded("bitround")[launch.kernel]((launch.blocks,), (launch.threads,), arguments)
+        places = given.data.ptr, made.data.ptr
+        launch("bitround", [plan_rounding(given.size, given.itemsize, dropped, *places)])
     return made
 
 
 def plan_rounding(count: int, itemsize: int, dropped: int, source: int, target: int) -> Launch:
     """Return what to launch: `count` numbers at an address, and where they are rounded to."""
-    blocks = -(-count // _THREADS)
-    return Launch(f"bitround_{itemsize}", blocks, _THREADS, (count, source, target, dropped))
+    return Launch.over(f"bitround_{itemsize}", _THREADS, count, source, target, dropped)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cas_zarr.gpu.hashing import Launch
-from cas_zarr.gpu.kernels import cupy, loaded
+from cas_zarr.gpu.kernels import Launch, cupy, firsts_of, launch
 
 __all__ = ["Checksums", "plan_checksums", "write_checksums"]
 
@@ -40,15 +39,11 @@ class Checksums:
     def launches(self, table: int, scratch: int) -> list[Launch]:
         """Return what to launch, with the addresses of a copy of `table` and of the scratch."""
         addresses, sizes, targets, firsts = (table + 8 * self.blobs * row for row in range(4))
-        pieces = (self.pieces, self.blobs, addresses, sizes, firsts, scratch)
-        blobs = (self.blobs, sizes, firsts, scratch, targets)
-        return [
-            Launch(name, -(-count // _THREADS[name]), _THREADS[name], arguments)
-            for name, count, arguments in (
-                ("adler32_pieces", self.pieces, pieces),
-                ("adler32_blobs", self.blobs, blobs),
-            )
-        ]
+        kernels = {
+            "adler32_pieces": (self.pieces, self.blobs, addresses, sizes, firsts, scratch),
+            "adler32_blobs": (self.blobs, sizes, firsts, scratch, targets),
+        }
+        return [Launch.over(name, _THREADS[name], *each) for name, each in kernels.items()]
 
 
 def plan_checksums(
@@ -63,8 +58,7 @@ def plan_checksums(
     targets : array of int64
         Where the four bytes of each checksum are written, the high one first.
     """
-    firsts = np.zeros(len(sizes) + 1, np.int64)
-    np.cumsum(-(-sizes // _PIECE), out=firsts[1:])
+    firsts = firsts_of(-(-sizes // _PIECE))
     return Checksums(
         len(sizes), int(firsts[-1]), np.concatenate([addresses, sizes, targets, firsts])
     )
@@ -82,7 +76,4 @@ def write_checksums(
     array = cupy()
     plan = plan_checksums(addresses, sizes, targets)
     table, scratch = array.asarray(plan.table), array.empty(plan.scratch, array.uint8)
-    functions = loaded("adler32")
-    for launch in plan.launches(table.data.ptr, scratch.data.ptr):
-        arguments = tuple(map(np.uint64, launch.arguments))
-        functions[launch.kernel]((launch.blocks,), (launch.threads,), arguments)
+    launch("adler32", plan.launches(table.data.ptr, scratch.data.ptr))

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cas_zarr.gpu.hashing import Launch
-from cas_zarr.gpu.kernels import cupy, loaded
+from cas_zarr.gpu.kernels import Launch, cupy, firsts_of, launch
 from cas_zarr.gpu.memory import pinned
 
 __all__ = ["Gathering", "gather", "plan_gathering", "prefers_gathering", "to_host"]
@@ -65,8 +64,8 @@ def plan_gathering(addresses: Sequence[int], sizes: Sequence[int]) -> Gathering:
     begins, counts = np.array(addresses, np.int64), np.array(sizes, np.int64)
     skips = begins % _WORD
     words = -(-(skips + counts) // _WORD)
-    targets = np.cumsum([0, *words]) * _WORD
-    firsts = np.cumsum([0, *(-(-words * _WORD // _TILE))])
+    targets = firsts_of(words) * _WORD
+    firsts = firsts_of(-(-words * _WORD // _TILE))
     return Gathering(
         blobs=len(begins),
         tiles=int(firsts[-1]),
@@ -81,9 +80,7 @@ def gather(plan: Gathering, slab: Any) -> None:
     if not plan.tiles:
         return
     table = cupy().asarray(plan.table)
-    launch = plan.launch(table.data.ptr, slab.data.ptr)
-    arguments = tuple(map(np.uint64, launch.arguments))
-    loaded("gather")[launch.kernel]((launch.blocks,), (launch.threads,), arguments)
+    launch("gather", [plan.launch(table.data.ptr, slab.data.ptr)])
 
 
 def prefers_gathering(sizes: Sequence[int]) -> bool:

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from cas_zarr.cid import BLAKE3, DIGEST_SIZE, SHA256, HashFunction
 from cas_zarr.errors import InvalidArgumentError
-from cas_zarr.gpu.kernels import cupy, loaded
+from cas_zarr.gpu.kernels import Launch, cupy, firsts_of, launch
 from cas_zarr.gpu.memory import allocated, halving
 from cas_zarr.parallel import WORKERS
 
-__all__ = ["Launch", "Plan", "digest_many", "digest_slab", "make_plan", "prefers_device"]
+__all__ = ["Plan", "digest_many", "digest_slab", "make_plan", "prefers_device"]
 
 Integers: TypeAlias = "NDArray[np.integer[Any]] | Sequence[int]"
 
@@ -36,16 +36,6 @@ _THREADS = {"blake3_leaves": 128, "blake3_parents": 128, "sha256_blobs": 32}
 # and a core hashes SHA-256 as fast as 40 threads that have a scheduler to themselves.
 _BLAKE3_BYTES = 1 << 20
 _SHA256_BLOBS_A_CORE = 40
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """One kernel, how many blocks of how many threads, and its arguments, each of 64 bits."""
-
-    kernel: str
-    blocks: int
-    threads: int
-    arguments: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,14 +86,14 @@ class Plan:
         slots = firsts + column + self.table.itemsize
         blobs = (addresses, sizes, rows)
         if self.function == SHA256:
-            return [_launch("sha256_blobs", self.blobs, *blobs, digests)]
+            return [_over("sha256_blobs", self.blobs, *blobs, digests)]
         trees = (firsts, slots)
         parents = (
-            _launch("blake3_parents", threads, count, rows, *trees, level, scratch, digests)
+            _over("blake3_parents", threads, count, rows, *trees, level, scratch, digests)
             for level, (threads, count) in enumerate(self.levels)
         )
         leaves = (self.leaves, self.blobs, *blobs, *trees, scratch, digests)
-        return [_launch("blake3_leaves", *leaves), *parents]
+        return [_over("blake3_leaves", *leaves), *parents]
 
 
 def make_plan(addresses: Integers, sizes: Integers, function: HashFunction) -> Plan:
@@ -135,7 +125,7 @@ def make_plan(addresses: Integers, sizes: Integers, function: HashFunction) -> P
         return Plan(function, len(rows), 0, 0, (), np.concatenate(columns))
     leaves = np.maximum(-(-columns[1] // LEAF), 1)  # an empty blob has one leaf, too
     height = np.frexp(leaves - 1)[1].astype(np.int64)
-    firsts, slots = _firsts(leaves), _firsts((leaves > 1) << height)
+    firsts, slots = firsts_of(leaves), firsts_of((leaves > 1) << height)
     above = np.arange(height.max(initial=0))
     reaching = len(rows) - np.searchsorted(height[::-1], above, side="right")
     levels = zip((slots[reaching] >> (above + 1)).tolist(), reaching.tolist(), strict=True)
@@ -189,11 +179,8 @@ def digest_many(
             plan = make_plan(addresses[part], sizes[part], function)
         table = array.asarray(plan.table)
         scratch = array.empty(plan.scratch, array.uint8)
-        kernels = loaded(function)
         found = digests.data.ptr + DIGEST_SIZE * rows[0]
-        for launch in plan.launches(table.data.ptr, scratch.data.ptr, found):
-            arguments = tuple(map(np.uint64, launch.arguments))
-            kernels[launch.kernel]((launch.blocks,), (launch.threads,), arguments)
+        launch(function, plan.launches(table.data.ptr, scratch.data.ptr, found))
         return rows
 
     with stream or array.cuda.get_current_stream():
@@ -246,17 +233,8 @@ def prefers_device(function: HashFunction, sizes: Integers) -> bool:
     return total >= _SHA256_BLOBS_A_CORE * WORKERS * max(int(counts.max(initial=0)), 1)
 
 
-def _launch(kernel: str, *arguments: int) -> Launch:
-    """Return the launch of a kernel with a thread for each piece of work, of which the first
-    argument says how many there are.
-    """
-    threads = _THREADS[kernel]
-    return Launch(kernel, -(-arguments[0] // threads), threads, arguments)
-
-
-def _firsts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return where the span of each row begins, and where the last one ends."""
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+def _over(kernel: str, *arguments: int) -> Launch:
+    return Launch.over(kernel, _THREADS[kernel], *arguments)
 
 
 def _integers(values: Integers, name: str) -> NDArray[np.int64]:

@@ -1,15 +1,20 @@
-"""The CUDA sources of this package, and the functions that NVRTC makes of them."""
+"""The CUDA sources of this package, the functions that NVRTC makes of them, and their launches."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cas_zarr.cid import BLAKE3, SHA256, HashFunction
 from cas_zarr.errors import InvalidArgumentError, MissingDependencyError
 
-__all__ = ["NAMES", "OPTIONS", "cupy", "loaded", "source"]
+__all__ = ["NAMES", "OPTIONS", "Launch", "cupy", "firsts_of", "launch", "loaded", "source"]
 
 NAMES: dict[int | str, tuple[str, ...]] = {
     BLAKE3.code: ("blake3_leaves", "blake3_parents"),
@@ -24,6 +29,29 @@ OPTIONS = ("--std=c++14",)
 """What the sources ask of the compiler; CuPy adds the architecture of the device."""
 
 _FILES = {BLAKE3.code: "blake3", SHA256.code: "sha256"}
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One kernel, how many blocks of how many threads, and its arguments, each of 64 bits."""
+
+    kernel: str
+    blocks: int
+    threads: int
+    arguments: tuple[int, ...]
+
+    @classmethod
+    def over(cls, kernel: str, threads: int, *arguments: int) -> Self:
+        """Return one with a thread for each piece of work; the first argument says how many."""
+        return cls(kernel, -(-arguments[0] // threads), threads, arguments)
+
+
+def firsts_of(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where the span of each row begins, and where the last one ends.
+
+    `span_of` in the sources finds the row again.
+    """
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
 def source(of: HashFunction | str) -> str:
@@ -61,6 +89,14 @@ def loaded(of: HashFunction | str) -> dict[str, Any]:
     module = cupy().RawModule(code=source(of), options=OPTIONS)
     names = NAMES[of if isinstance(of, str) else of.code]
     return {name: module.get_function(name) for name in names}
+
+
+def launch(of: HashFunction | str, launches: Iterable[Launch]) -> None:
+    """Launch kernels of a source, one after the other, on the current stream."""
+    functions = loaded(of)
+    for one in launches:
+        arguments = tuple(map(np.uint64, one.arguments))
+        functions[one.kernel]((one.blocks,), (one.threads,), arguments)
 
 
 def cupy() -> Any:

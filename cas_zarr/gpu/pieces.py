@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cas_zarr.errors import FormatError
 from cas_zarr.gpu.gather import gather, plan_gathering, to_host
-from cas_zarr.gpu.kernels import cupy
+from cas_zarr.gpu.kernels import cupy, firsts_of
 from cas_zarr.gpu.nvcomp import MAJOR, Algorithm, Codec
 
 __all__ = ["HEAD_SIZE", "PIECE", "Layout", "count_pieces", "decode", "encode", "piece_sizes"]
@@ -263,9 +263,7 @@ def _steps(size: int) -> NDArray[np.int64]:
 
 def _begins(sizes: Sequence[int]) -> NDArray[np.int64]:
     """Return where blobs begin in a slab, each in memory as it was allocated, and where it ends."""
-    begins = np.zeros(len(sizes) + 1, np.int64)
-    np.cumsum(_rounded(np.array(sizes, np.int64), _SLOT), out=begins[1:])
-    return begins
+    return firsts_of(_rounded(np.array(sizes, np.int64), _SLOT))
 
 
 def _column(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.uint64]:

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cas_zarr.cid import DIGEST_SIZE, HashFunction, hash_by_name
-from cas_zarr.gpu.hashing import Launch, Plan, make_plan
-from cas_zarr.gpu.kernels import OPTIONS
+from cas_zarr.gpu.hashing import Plan, make_plan
+from cas_zarr.gpu.kernels import OPTIONS, Launch
 
 __all__ = [
     "EDGES",
