@@ -13,7 +13,7 @@ from zarr.core.buffer import Buffer, NDBuffer, cpu, gpu
 from zarr.registry import register_buffer, register_ndbuffer
 
 from cas_zarr.gpu.batches import Batch, Carried, load
-from cas_zarr.gpu.devices import device_of, here
+from cas_zarr.gpu.devices import device_of, here, rows_by_device
 from cas_zarr.gpu.kernels import cupy
 from cas_zarr.gpu.memory import allocated
 from cas_zarr.tree.node import Value
@@ -279,11 +279,8 @@ def load_all(buffers: Iterable[Buffer | None]) -> None:
 def carry(buffers: Sequence[Buffer | None]) -> list[Buffer | None]:
     """Return encoded chunks; those of one device are one batch."""
     found: list[Buffer | None] = list(buffers)
-    devices: dict[int, list[int]] = {}
-    for row, buffer in enumerate(found):
-        if buffer is not None and is_on_device(buffer):
-            devices.setdefault(_array(buffer).device.id, []).append(row)
-    for rows in devices.values():
+    devices = (None if buffer is None else device_of(_array(buffer)) for buffer in found)
+    for rows in rows_by_device(devices).values():
         arrays = [_array(found[row]) for row in rows]
         batch = Batch(arrays)
         for place, (row, array) in enumerate(zip(rows, arrays, strict=True)):
@@ -301,7 +298,7 @@ def is_device_dtype(dtype: Any) -> bool:
 
 def is_on_device(buffer: Buffer) -> bool:
     """Tell whether a buffer lies on a device."""
-    return hasattr(buffer.as_array_like(), "__cuda_array_interface__")
+    return device_of(buffer.as_array_like()) is not None
 
 
 def _array(buffer: Buffer | None) -> Any:

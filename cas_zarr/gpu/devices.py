@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from cas_zarr.gpu.kernels import cupy
 
-__all__ = ["by_device", "current_device", "device_of", "here"]
+__all__ = ["by_device", "current_device", "device_of", "here", "rows_by_device"]
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -41,6 +41,15 @@ def here(array: Any) -> Any:
     return copied
 
 
+def rows_by_device(devices: Iterable[int | None]) -> dict[int, list[int]]:
+    """Return for each device the rows that lie on it; those that lie on none are left out."""
+    found: dict[int, list[int]] = {}
+    for row, device in enumerate(devices):
+        if device is not None:
+            found.setdefault(device, []).append(row)
+    return found
+
+
 async def by_device(
     work: Callable[[list[_T]], Awaitable[Iterable[_R]]],
     items: Sequence[_T],
@@ -60,9 +69,7 @@ async def by_device(
         Where each lies; what lies on none is done with those of the current one.
     """
     current = current_device()
-    rows: dict[int, list[int]] = {}
-    for row, device in enumerate(devices):
-        rows.setdefault(current if device is None else device, []).append(row)
+    rows = rows_by_device(current if device is None else device for device in devices)
     done: list[Any] = [None] * len(items)
 
     async def do(some: list[_T]) -> list[_R]:

@@ -17,7 +17,7 @@ from cas_zarr.gpu.devices import device_of
 from cas_zarr.gpu.frames import Frame, frame_of
 from cas_zarr.gpu.hostcodecs import on_host
 from cas_zarr.gpu.memory import halving
-from cas_zarr.gpu.standin import StandIn
+from cas_zarr.gpu.standin import StandIn, complete, decoded_size
 
 __all__ = ["DeviceV2Codec", "for_format_2"]
 
@@ -81,7 +81,7 @@ class DeviceV2Codec(StandIn, ArrayBytesCodec):  # type: ignore[override]
         ]
 
     def _decode(self, pairs: Sequence[tuple[Any, ArraySpec]]) -> Sequence[NDBuffer | None]:
-        sizes = [int(np.prod(spec.shape, dtype=int)) * _dtype(spec).itemsize for _, spec in pairs]
+        sizes = [decoded_size(spec) for _, spec in pairs]
         decoded = self.frame.decode([chunk.as_array_like() for chunk, _ in pairs], sizes)
         return [
             None
@@ -111,10 +111,7 @@ async def _completed(
     done: list[Any] = [None] * len(pairs)
     for row, made in zip(rows, found, strict=True):
         done[row] = made
-    left = [row for row, made in enumerate(done) if made is None]
-    for row, made in zip(left, await by_host([pairs[row] for row in left]), strict=True):
-        done[row] = made
-    return done
+    return await complete(pairs, done, by_host)
 
 
 def _is_there(chunk: Buffer | NDBuffer | None) -> bool:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeAlias
 
-import numpy as np
 from zarr.abc.codec import ArrayArrayCodec, BytesBytesCodec, Codec
 from zarr.codecs import GzipCodec, ZstdCodec
 from zarr.codecs._v2 import V2Codec
@@ -21,14 +20,14 @@ from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.registry import register_pipeline
 
 from cas_zarr.gpu.bitround import DeviceBitRound
-from cas_zarr.gpu.buffers import UNVERIFIED, ChunkArray, ChunkBuffer, carry, is_on_device, load_all
-from cas_zarr.gpu.devices import by_device, device_of
+from cas_zarr.gpu.buffers import UNVERIFIED, ChunkArray, ChunkBuffer, carry, load_all
+from cas_zarr.gpu.devices import by_device, device_of, rows_by_device
 from cas_zarr.gpu.format2 import DeviceV2Codec, for_format_2
 from cas_zarr.gpu.frames import Frame, frame_of
 from cas_zarr.gpu.hostcodecs import HostCodec, on_host
 from cas_zarr.gpu.kernels import cupy
 from cas_zarr.gpu.memory import halving
-from cas_zarr.gpu.standin import StandIn
+from cas_zarr.gpu.standin import StandIn, complete, decoded_size
 
 __all__ = ["PIPELINE", "DeviceCodec", "DevicePipeline"]
 
@@ -80,30 +79,23 @@ class DeviceCodec(StandIn, BytesBytesCodec):  # type: ignore[override]
     ) -> list[Buffer | None]:
         """Do on each device what lies there, and on the host what is left."""
         done: list[Buffer | None] = [None] * len(pairs)
-        devices: dict[int, list[int]] = {}
-        for row, (buffer, _) in enumerate(pairs):
-            if buffer is not None and len(buffer) and is_on_device(buffer):
-                array: Any = buffer.as_array_like()
-                devices.setdefault(array.device.id, []).append(row)
-        for rows in devices.values():
-            given = [(_array(pairs[row][0]), pairs[row][1]) for row in rows]
-            with given[0][0].device:
-                arrays = halving(by_device, given)
-            for row, made in zip(rows, arrays, strict=True):
+        arrays = [buffer.as_array_like() if buffer else None for buffer, _ in pairs]
+        for device, rows in rows_by_device(map(device_of, arrays)).items():
+            given = [(arrays[row], pairs[row][1]) for row in rows]
+            with cupy().cuda.Device(device):
+                found = halving(by_device, given)
+            for row, made in zip(rows, found, strict=True):
                 if made is not None:
                     done[row] = pairs[row][1].prototype.buffer.from_array_like(made)
-        left = [
-            row for row, (buffer, _) in enumerate(pairs) if buffer is not None and done[row] is None
-        ]
-        for row, made in zip(left, await by_host([pairs[row] for row in left]), strict=True):
-            done[row] = made
-        return done
+        return await complete(pairs, done, by_host)
 
     def _encode(self, given: Given) -> Sequence[Any | None]:
         return self.frame.encode([array for array, _ in given])
 
     def _decode(self, given: Given) -> Sequence[Any | None]:
-        return self.frame.decode([array for array, _ in given], [_size(spec) for _, spec in given])
+        return self.frame.decode(
+            [array for array, _ in given], [decoded_size(spec) for _, spec in given]
+        )
 
 
 @dataclass(frozen=True)
@@ -188,14 +180,13 @@ def _without_empty(
     pairs: list[tuple[NDBuffer | None, ArraySpec]],
 ) -> list[tuple[NDBuffer | None, ArraySpec]]:
     """Replace chunks that are not to be stored, since they are empty, with None."""
-    devices: dict[int, list[int]] = {}
+    devices: list[int | None] = [None] * len(pairs)
     empty = []
     for row, (chunk, spec) in enumerate(pairs):
         if chunk is None or not isinstance(spec, _SparseSpec):
             continue
         if isinstance(chunk, ChunkArray):
-            array: Any = chunk.as_ndarray_like()
-            devices.setdefault(array.device.id, []).append(row)
+            devices[row] = device_of(chunk.as_ndarray_like())
         elif chunk.all_equal(_fill_value(spec)):
             empty.append(row)
 
@@ -205,9 +196,8 @@ def _without_empty(
         found: list[bool] = cupy().stack(equal).get().tolist()
         return found
 
-    for rows in devices.values():
-        first: Any = pairs[rows[0]][0]
-        with first.as_ndarray_like().device:
+    for device, rows in rows_by_device(devices).items():
+        with cupy().cuda.Device(device):
             equal = halving(compare, rows)
         empty += [row for row, here in zip(rows, equal, strict=True) if here]
     for row in empty:
@@ -259,14 +249,3 @@ def _devices(pairs: Sequence[tuple[Any, ArraySpec]]) -> list[int | None]:
 
 def _nothing(given: Sequence[Any]) -> Sequence[None]:
     return [None] * len(given)
-
-
-def _array(buffer: Buffer | None) -> Any:
-    assert buffer is not None
-    return buffer.as_array_like()
-
-
-def _size(spec: ArraySpec) -> int:
-    """Return the bytes of a chunk before it is encoded, if its data type has a size; else 0."""
-    dtype = spec.dtype.to_native_dtype()
-    return int(np.prod(spec.shape, dtype=np.int64)) * dtype.itemsize

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import numpy as np
 from zarr.core.array_spec import ArraySpec
 from zarr.core.common import JSON
 
-__all__ = ["StandIn"]
+__all__ = ["StandIn", "complete", "decoded_size"]
 
 
 @dataclass(frozen=True)
@@ -49,3 +51,18 @@ class StandIn:
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
         """As the codec's."""
         return int(self.host.compute_encoded_size(input_byte_length, chunk_spec))
+
+
+async def complete(
+    pairs: Sequence[tuple[Any, ArraySpec]], done: list[Any], by_host: Callable[..., Any]
+) -> list[Any]:
+    """Let the host do the chunks for which a device has done nothing, and return all."""
+    left = [row for row, (chunk, _) in enumerate(pairs) if chunk is not None and done[row] is None]
+    for row, made in zip(left, await by_host([pairs[row] for row in left]), strict=True):
+        done[row] = made
+    return done
+
+
+def decoded_size(spec: ArraySpec) -> int:
+    """Return the bytes of a chunk before it is encoded, if its data type has a size; else 0."""
+    return int(np.prod(spec.shape, dtype=np.int64)) * spec.dtype.to_native_dtype().itemsize
